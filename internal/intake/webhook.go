@@ -1,0 +1,103 @@
+package intake
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// maxWebhook bounds a delivery, in bytes.
+const maxWebhook = 1 << 20
+
+// Delivery is a webhook whose signature was verified.
+type Delivery struct {
+	ID      string // of the event, the same on every retry
+	Type    string // e.g. session.status_run_started
+	Session string // the session it is about, "" when about something else
+	Body    []byte
+}
+
+// Receiver answers POST /webhooks (contract §7). It verifies the signature on the
+// raw bytes, stores the delivery once by its id, answers, and only then lets
+// anything slow happen.
+type Receiver struct {
+	// Verify checks and parses a delivery; an error means that it is not the
+	// platform's, or too old.
+	Verify func(header http.Header, body []byte, now time.Time) (Delivery, error)
+	// Store keeps a delivery; false when it was received before.
+	Store func(ctx context.Context, d Delivery, at time.Time) (fresh bool, err error)
+	// Ring wakes the pollers.
+	Ring func()
+	// Ended hears of sessions that are over. It must not block.
+	Ended func(session, how string)
+	Log   *slog.Logger
+	Now   func() time.Time
+}
+
+// ServeHTTP answers 204 to fresh deliveries, 200 to repeated ones, 401 to
+// unsigned or forged ones, 413 to large ones, and 503 when the delivery could
+// not be stored, so that the platform sends it again.
+func (rc *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		answer(w, http.StatusMethodNotAllowed, "send deliveries with POST")
+		return
+	}
+	if rc.Verify == nil {
+		answer(w, http.StatusUnauthorized, "no webhook signing key is configured; set ANTHROPIC_WEBHOOK_SIGNING_KEY")
+		return
+	}
+	for _, name := range []string{"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature"} {
+		if r.Header.Get(name) == "" {
+			answer(w, http.StatusUnauthorized, "missing signature: the header "+strings.ToLower(name)+" is required")
+			return
+		}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxWebhook))
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			answer(w, http.StatusRequestEntityTooLarge, "the delivery is larger than 1 MiB")
+			return
+		}
+		answer(w, http.StatusBadRequest, "the body could not be read")
+		return
+	}
+	now := rc.Now()
+	d, err := rc.Verify(r.Header, body, now)
+	if err != nil {
+		rc.Log.Warn("webhook refused", "err", err)
+		answer(w, http.StatusUnauthorized, "invalid signature")
+		return
+	}
+	fresh, err := rc.Store(r.Context(), d, now)
+	if err != nil {
+		rc.Log.Error("webhook not stored", "webhook", d.ID, "err", err)
+		answer(w, http.StatusServiceUnavailable, "the delivery could not be stored; send it again")
+		return
+	}
+	if !fresh {
+		answer(w, http.StatusOK, "received before")
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+	rc.Log.Debug("webhook received", "webhook", d.ID, "type", d.Type, "session", d.Session)
+	switch d.Type {
+	case "session.status_terminated", "session.archived", "session.deleted":
+		rc.Ended(d.Session, strings.TrimPrefix(strings.TrimPrefix(d.Type, "session."), "status_"))
+	}
+	if strings.HasPrefix(d.Type, "session.") {
+		rc.Ring()
+	}
+}
+
+func answer(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"message": text}) // the client may be gone
+}

@@ -1,0 +1,137 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// A lease is the right to work on a session. Three rules:
+//
+//  1. It is beaten from the moment the item is claimed, before anything slow.
+//  2. It is ours until the last successful beat was sent plus the platform's
+//     ttl, by our clock, and not a moment longer: then it may have lapsed.
+//  3. When in doubt the world is left alone first and asked second: the lease's
+//     context ends before anybody is told.
+type lease struct {
+	platform Platform
+	log      *slog.Logger
+	now      func() time.Time
+	stored   func(Beat, time.Time) // keeps the token for a successor
+
+	ctx    context.Context // ends with the lease; its cause says why
+	cancel context.CancelCauseFunc
+	done   sync.WaitGroup
+	ended  chan Input // receives once, when the platform or the clock ends it
+
+	mu    sync.Mutex
+	token string
+	until time.Time // zero before the first beat
+}
+
+// Causes of the end of a lease's context.
+var (
+	errLeaseLost     = errors.New("the lease was lost")
+	errLeaseStopping = errors.New("the platform asked for the work item back")
+	errLeaseOver     = errors.New("the run is over")
+	errLeaving       = errors.New("the server is leaving")
+)
+
+// Bounds of heartbeats (contract §3.4; the interval is a third of the ttl
+// instead of half, so that two beats may fail).
+const (
+	beatBeforeTTL  = 30 * time.Second // staleness ceiling before the first beat
+	beatMaxPause   = 30 * time.Second
+	beatMinPause   = 250 * time.Millisecond
+	beatMinTimeout = time.Second
+	beatMaxTimeout = 30 * time.Second
+)
+
+// holdLease starts beating. token is NoHeartbeat for a fresh claim, or the
+// stored token of an adopted one, with until as the end of its validity.
+func holdLease(ctx context.Context, p Platform, token string, until time.Time, now func() time.Time, stored func(Beat, time.Time), log *slog.Logger) *lease {
+	l := &lease{platform: p, log: log, now: now, stored: stored, token: token, until: until, ended: make(chan Input, 1)}
+	if l.until.IsZero() {
+		l.until = now().Add(beatBeforeTTL)
+	}
+	l.ctx, l.cancel = context.WithCancelCause(ctx)
+	l.done.Go(l.beat)
+	return l
+}
+
+// release ends the beating and waits for it.
+func (l *lease) release(cause error) {
+	l.cancel(cause)
+	l.done.Wait()
+}
+
+// validUntil returns until when posts are allowed.
+func (l *lease) validUntil() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.until
+}
+
+// beat runs until the lease ends.
+func (l *lease) beat() {
+	failures := 0
+	for {
+		sent := l.now()
+		left := l.validUntil().Sub(sent)
+		if left <= 0 {
+			l.end(errLeaseLost, LeaseLost{Why: "no heartbeat succeeded in time, so it may have lapsed"})
+			return
+		}
+		timeout := min(max(left/2, beatMinTimeout), beatMaxTimeout, left)
+		ctx, cancel := context.WithTimeout(l.ctx, timeout)
+		b, err := l.platform.Heartbeat(ctx, l.token, timeout)
+		cancel()
+		if l.ctx.Err() != nil {
+			return
+		}
+		pause := time.Duration(0)
+		switch {
+		case err == nil && (b.State == "stopping" || b.State == "stopped"):
+			l.end(errLeaseStopping, LeaseStopping{Why: "its state is " + b.State})
+			return
+		case err == nil && !b.Extended:
+			l.end(errLeaseStopping, LeaseStopping{Why: "the lease was not extended"})
+			return
+		case err == nil:
+			failures = 0
+			l.extend(b, sent)
+			pause = min(max(b.TTL/3, beatMinPause), beatMaxPause)
+		case StatusOf(err) == 412:
+			l.end(errLeaseLost, LeaseLost{Why: err.Error()})
+			return
+		case !Retryable(err):
+			l.end(errLeaseStopping, Rejected{Why: err.Error()})
+			return
+		default:
+			failures++
+			pause = Backoff{Base: 250 * time.Millisecond, Cap: 5 * time.Second}.Wait(failures, err)
+			l.log.Warn("heartbeat failed", "failures", failures, "err", err)
+			pause = max(min(pause, l.validUntil().Sub(l.now())), 0)
+		}
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (l *lease) extend(b Beat, sent time.Time) {
+	l.mu.Lock()
+	l.token, l.until = b.Token, sent.Add(b.TTL)
+	l.mu.Unlock()
+	l.stored(b, sent)
+}
+
+// end stops everything that hangs on the lease, then tells the session.
+func (l *lease) end(cause error, in Input) {
+	l.cancel(cause)
+	l.ended <- in
+}

@@ -1,0 +1,165 @@
+// Package store is the only place that knows SQL. It keeps sessions, the ledger
+// of calls, work items, webhooks and the event log in one SQLite database (WAL);
+// the statements are portable, so that another dialect can follow.
+//
+// Times are stored as Unix nanoseconds, zero for "never". Every write happens in
+// a transaction that first checks the fence: a process that lost its data
+// directory to a successor fails with session.ErrFenced.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/session"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Store is an open database. Safe for concurrent use.
+type Store struct {
+	write *sql.DB // one connection: SQLite has one writer
+	read  *sql.DB
+	epoch int64
+	lock  *os.File
+}
+
+// maxReaders bounds the connections that read at the same time.
+const maxReaders = 4
+
+// Open opens the database of a data directory, creating and migrating it, and
+// takes it over from whoever wrote it before. The directory is locked while the
+// store is open: fault.Conflict when another process has it.
+func Open(ctx context.Context, dir string) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fault.Wrap(err, fault.Invalid, "the data directory cannot be made").WithField("data_dir").
+			WithNext("set BERTH_DATA_DIR to a folder that you may write to")
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	s, err := open(ctx, filepath.Join(dir, "berth.db"))
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open the database in %s: %w", dir, err)
+	}
+	s.lock = lock
+	return s, nil
+}
+
+func open(ctx context.Context, path string) (*Store, error) {
+	write, err := connect(path, "immediate", 1)
+	if err != nil {
+		return nil, err
+	}
+	if err := migrate(ctx, write); err != nil {
+		write.Close()
+		return nil, err
+	}
+	read, err := connect(path, "deferred", maxReaders)
+	if err != nil {
+		write.Close()
+		return nil, err
+	}
+	s := &Store{write: write, read: read}
+	err = write.QueryRowContext(ctx, `UPDATE fence SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch`).Scan(&s.epoch)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("take over the database: %w", err), write.Close(), read.Close())
+	}
+	return s, os.Chmod(path, 0o600)
+}
+
+func connect(path, txlock string, conns int) (*sql.DB, error) {
+	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?_txlock=" + txlock +
+		"&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(ON)"
+	db, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	return db, nil
+}
+
+func migrate(ctx context.Context, db *sql.DB) error {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, files)
+	if err != nil {
+		return fmt.Errorf("read migrations: %w", err)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("migrate the database: %w", err)
+	}
+	return nil
+}
+
+// Epoch is the number of times that the database was taken over.
+func (s *Store) Epoch() int64 { return s.epoch }
+
+// Ping reports whether the database can be read.
+func (s *Store) Ping(ctx context.Context) error {
+	var epoch int64
+	return s.read.QueryRowContext(ctx, `SELECT epoch FROM fence WHERE id = 1`).Scan(&epoch)
+}
+
+// Close closes the database and gives up the directory.
+func (s *Store) Close() error {
+	err := errors.Join(s.read.Close(), s.write.Close())
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+	}
+	return err
+}
+
+// tx runs fn in one fenced transaction.
+func (s *Store) tx(ctx context.Context, fn func(*sql.Tx) error) error {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer tx.Rollback() // no effect after Commit
+	var epoch int64
+	if err := tx.QueryRowContext(ctx, `SELECT epoch FROM fence WHERE id = 1`).Scan(&epoch); err != nil {
+		return fmt.Errorf("check the fence: %w", err)
+	}
+	if epoch != s.epoch {
+		return session.ErrFenced
+	}
+	if err := fn(tx); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// nanos is the stored form of a time.
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// fromNanos is its inverse.
+func fromNanos(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n).UTC()
+}
