@@ -45,6 +45,8 @@ func TestWhatTheDescriptionRefusesIsReported(t *testing.T) {
 		"a reply without its fields":   {"GET", "/v1/agents/agent_1", "", 200, jsonMIME, `{"type":"agent"}`, "does not match"},
 		"a reply of another type":      {"GET", "/v1/agents/agent_1", "", 200, "text/plain", agentOK, "content type"},
 		"an error without an envelope": {"GET", "/v1/agents/agent_1", "", 404, jsonMIME, `{"message":"m"}`, "does not match"},
+		"a conflict":                   {"POST", "/v1/agents/agent_1", `{"version":1}`, 409, jsonMIME, strings.Replace(refusal, "invalid_request", "conflict", 1), ""},
+		"an invented error":            {"GET", "/v1/agents/agent_1", "", 400, jsonMIME, strings.Replace(refusal, "invalid_request", "odd", 1), "does not match"},
 		"a status nobody described":    {"GET", "/v1/agents/agent_1", "", 302, jsonMIME, `{}`, "status is not described"},
 		"a path nobody described":      {"GET", "/v1/nothing", "", 200, jsonMIME, `{}`, "no such operation"},
 		"404 on such a path":           {"GET", "/v1/nothing", "", 404, jsonMIME, refusal, ""},
