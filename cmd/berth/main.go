@@ -3,7 +3,15 @@
 package main
 
 import (
-	_ "gvisor.dev/gvisor/runsc/cli/maincli"
+	"fmt"
+	"os"
 )
 
-func main() {}
+func main() {
+	handOver()
+	if code, ok := guest(os.Args[1:]); ok {
+		os.Exit(code)
+	}
+	fmt.Fprintln(os.Stderr, "usage: berth guest [worker]")
+	os.Exit(2)
+}

@@ -1,0 +1,208 @@
+//go:build linux
+
+package linux
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"time"
+
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/sandbox"
+)
+
+// Bounds of removal: ending the processes, and a Create that failed may take
+// this long to clean up, whatever its own context says.
+const (
+	killTimeout    = 20 * time.Second
+	cleanupTimeout = 30 * time.Second
+)
+
+// Create implements sandbox.Backend.
+func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	if err := check(spec); err != nil {
+		return nil, err
+	}
+	s, err := b.enter(ctx, spec.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer b.leave(s)
+	if box := b.current(s); box != nil {
+		return box, nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, b.cfg.StartTimeout, fmt.Errorf("not ready within %s", b.cfg.StartTimeout))
+	defer cancel()
+	if box := b.readopt(ctx, s); box != nil {
+		return box, nil
+	}
+	return b.start(ctx, s, spec)
+}
+
+// readopt returns a sandbox of an earlier process if it runs and answers.
+func (b *Backend) readopt(ctx context.Context, s *slot) *Sandbox {
+	box, err := b.adopt(s)
+	if err == nil && box != nil {
+		_, err = box.Guest(ctx)
+	}
+	if err != nil {
+		b.log.Warn("sandbox replaced, because it could not be adopted", "sandbox", s.id, "err", err)
+		return nil
+	}
+	return box
+}
+
+// start makes a sandbox anew. In the slot's turn; nothing that answers runs.
+func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec) (_ *Sandbox, err error) {
+	begun := time.Now()
+	p, err := b.prepare(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("prepare sandbox %s: %w", spec.ID, err)
+	}
+	if err := b.remove(ctx, s, sandbox.KeepFiles); err != nil {
+		return nil, fmt.Errorf("clear sandbox %s: %w", spec.ID, err)
+	}
+	f := b.folder(spec.ID)
+	r := record{
+		Session: spec.Session, Image: spec.Image, Env: maps.Clone(spec.Env),
+		Limits: withDefaults(spec.Limits, b.cfg.Defaults), Binary: p.binary, Root: p.root,
+	}
+	ids := b.runtime.ids
+	kept, err := f.make(r, ids.host(0), ids.host(ids.agent))
+	defer func() {
+		if err == nil {
+			return
+		}
+		said := f.diagnosis()
+		how := sandbox.Everything
+		if kept {
+			how = sandbox.KeepFiles
+		}
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+		defer cancel()
+		if failed := b.remove(clean, s, how); failed != nil {
+			b.log.Error("sandbox not cleaned up", "sandbox", spec.ID, "err", failed)
+		}
+		err = fmt.Errorf("start sandbox %s: %w", spec.ID, err)
+		if said != "" {
+			err = fmt.Errorf("%w (%s)", err, said)
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	box, err := b.launch(ctx, s, f, r, p)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := box.Guest(ctx); err != nil {
+		return nil, err
+	}
+	b.log.Info("sandbox ready", "sandbox", spec.ID, "session", spec.Session, "backend", Name, "dur", time.Since(begun))
+	return box, nil
+}
+
+// launch writes the bundle and starts the runtime on it.
+func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *prepared) (*Sandbox, error) {
+	root, workspace := filepath.Join(b.images, p.root), f.path(workspaceName)
+	stage, err := b.runtime.chooseStage(b.cfg.DataDir, root, b.binaries, workspace)
+	if err != nil {
+		return nil, err
+	}
+	l := layout{
+		root: stage.inside(root), binds: p.binds, workspace: stage.inside(workspace),
+		guest: stage.inside(filepath.Join(b.binaries, p.binary)), ids: b.runtime.ids,
+	}
+	if b.limits != nil {
+		l.cgroup = b.limits.path(s.id)
+	}
+	config, err := json.Marshal(ociSpec(l, r.Limits))
+	if err != nil {
+		return nil, fmt.Errorf("encode bundle: %w", err)
+	}
+	if err := writeFile(filepath.Join(f.path(bundleName), "config.json"), config); err != nil {
+		return nil, err
+	}
+	err = b.runtime.run(ctx, launch{
+		binary: filepath.Join(b.binaries, p.binary), folder: f, stage: stage, limited: b.limits != nil,
+	})
+	if err != nil {
+		return nil, err
+	}
+	proc, err := b.runtime.kernel(s.id)
+	if err != nil {
+		return nil, err
+	}
+	if proc == nil {
+		return nil, errors.New("it ended at once")
+	}
+	box := newSandbox(b, s.id, r, proc)
+	return box, b.install(s, box)
+}
+
+// remove ends whatever runs under a slot's id and removes what is left of it on
+// the host. It works on the remains of any interrupted Create or remove. In the
+// slot's turn.
+func (b *Backend) remove(ctx context.Context, s *slot, how sandbox.Removal) error {
+	box := b.current(s)
+	if box != nil {
+		box.destroying.Store(true)
+	}
+	ending, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := b.runtime.kill(ending, s.id); err != nil {
+		return err
+	}
+	if box != nil {
+		if _, err := box.Wait(ending); err != nil {
+			return fmt.Errorf("wait for the end of %s: %w", s.id, err)
+		}
+	}
+	if err := b.runtime.forget(s.id); err != nil {
+		return err
+	}
+	if b.limits != nil {
+		if err := b.limits.remove(ending, s.id); err != nil {
+			return err
+		}
+	}
+	f := b.folder(s.id)
+	if how == sandbox.KeepFiles {
+		return f.clear()
+	}
+	if err := removeAll(string(f)); err != nil {
+		return fmt.Errorf("remove sandbox folder: %w", err)
+	}
+	return nil
+}
+
+// maxEnv bounds Spec.Env, in bytes: it travels in one message to the guest.
+const maxEnv = 32 << 10
+
+func check(s sandbox.Spec) error {
+	if err := checkID(s.ID); err != nil {
+		return err
+	}
+	if s.Image != ImageHost && s.Image != "" {
+		return fault.New(fault.Invalid, "unknown image %q", s.Image).WithField("image").WithNext("use %q", ImageHost)
+	}
+	size := 0
+	for k, v := range s.Env {
+		size += len(k) + len(v)
+	}
+	if size > maxEnv {
+		return fault.New(fault.TooLarge, "the environment has %d bytes, more than %d", size, maxEnv).WithField("env")
+	}
+	return nil
+}
+
+func checkID(id string) error {
+	if !idPattern.MatchString(id) {
+		return fault.New(fault.Invalid, "%q is not a sandbox id", id).WithField("id")
+	}
+	return nil
+}

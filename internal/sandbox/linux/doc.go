@@ -1,0 +1,68 @@
+// Package linux makes sandboxes that are a full Linux: gVisor (linked into our
+// own binary, see cmd/berth) runs an OCI bundle whose first process is our guest.
+//
+// A sandbox is a folder and a set of processes, nothing else. The folder
+//
+//	<data>/sandboxes/<id>/
+//	    spec.json        our record: what was asked for
+//	    bundle/          config.json, as the runtime reads it
+//	    in, out          FIFOs: the guest's standard input and output
+//	    runtime.log      what the runtime said about failures
+//	    overlay/         the root's writable layer (one unlinked file)
+//	    workspace/       /workspace; outlives the sandbox with KeepFiles
+//
+// says what exists; /proc says what runs (process.go): the processes carry the
+// id in their arguments, so that nothing has to be written down before it may
+// be found again, and a server that dies at any point leaves nothing behind
+// that the next one cannot adopt or remove. Sandboxes run on without a server:
+// the FIFOs are held open by the sandbox itself.
+//
+// Nothing of the host is visible inside but its programs (image.go), and there
+// is no network but loopback.
+package linux
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/berth-dev/berth/internal/sandbox"
+)
+
+// Name is the constant that configuration, API and store know this backend by.
+const Name = "linux"
+
+// ImageHost is the image made of the host's own programs.
+const ImageHost = "host"
+
+// Gvisor is the runtime linked into our own binary.
+const Gvisor = "gvisor"
+
+// Config is what New needs. The zero value of each field but DataDir is usable.
+type Config struct {
+	// DataDir holds sandboxes, images, staged binaries and the runtime's state.
+	// One server at a time may use it. Its path may be at most MaxDataDir bytes
+	// long, because a Unix socket lives below it.
+	DataDir string
+	// Binary is our own program, used as runtime and as guest; default
+	// /proc/self/exe. It is staged by content, so that an upgrade does not pull
+	// it from under running sandboxes.
+	Binary string
+	// Runtime is "gvisor", which is also the default.
+	Runtime string
+	// Defaults are the limits of a Spec that says nothing; zero fields take
+	// DefaultLimits.
+	Defaults sandbox.Limits
+	// StartTimeout bounds Create from start to the guest's first answer;
+	// default 30 s.
+	StartTimeout time.Duration
+	Logger       *slog.Logger // default: discards
+}
+
+// MaxDataDir is the longest DataDir, in bytes: what a Unix socket's path leaves.
+const MaxDataDir = 60
+
+// DefaultLimits bound a sandbox when neither its Spec nor Config.Defaults say
+// otherwise. Memory is a ceiling, not a reservation.
+var DefaultLimits = sandbox.Limits{MemoryBytes: 2 << 30, CPUs: 2, Processes: 512, OpenFiles: 8192}
+
+const defaultStartTimeout = 30 * time.Second

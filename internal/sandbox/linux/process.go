@@ -1,0 +1,224 @@
+//go:build linux
+
+package linux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The processes of a sandbox on the host: the sandbox itself (gVisor's kernel,
+// whose death ends everything inside, because it is the first process of a PID
+// namespace), a helper that opened its files, and for a moment the runtime that
+// starts both. All are named runsc… and carry the runtime's state folder and
+// the sandbox's id in their arguments; that is how they are found, whoever
+// started them and wherever that one stopped.
+
+const maxCmdline = 64 << 10
+
+// process is one process of a sandbox.
+type process struct {
+	pid  int
+	name string // "runsc-sandbox", "runsc-gofer", "runsc"
+}
+
+const kernelName = runtimeName + "-sandbox"
+
+// processes returns the processes of one sandbox; zombies are not processes.
+func (r runtime) processes(id string) ([]process, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var found []process
+	for _, n := range names {
+		pid, err := strconv.Atoi(n)
+		if err != nil {
+			continue
+		}
+		if name, ok := r.owns(pid, id); ok {
+			found = append(found, process{pid, name})
+		}
+	}
+	return found, nil
+}
+
+// owns reports whether a process belongs to a sandbox, and its name.
+func (r runtime) owns(pid int, id string) (string, bool) {
+	b, err := readBounded(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"), maxCmdline)
+	if err != nil || !bytes.HasPrefix(b, []byte(runtimeName)) {
+		return "", false
+	}
+	args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+	if !slices.Contains(args, "--root="+r.state) || args[len(args)-1] != id {
+		return "", false
+	}
+	return args[0], true
+}
+
+// kernel returns a handle on the sandbox's own process, nil when none runs.
+func (r runtime) kernel(id string) (*handle, error) {
+	found, err := r.processes(id)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range found {
+		if p.name != kernelName {
+			continue
+		}
+		h, err := r.open(p.pid, id)
+		if h != nil || err != nil {
+			return h, err
+		}
+	}
+	return nil, nil
+}
+
+// kill ends all processes of a sandbox and returns when they have ended.
+func (r runtime) kill(ctx context.Context, id string) error {
+	for {
+		found, err := r.processes(id)
+		if err != nil {
+			return err
+		}
+		if len(found) == 0 {
+			return nil
+		}
+		for _, p := range found {
+			if err := r.killOne(ctx, p.pid, id); err != nil {
+				return fmt.Errorf("kill %s of %s: %w", p.name, id, err)
+			}
+		}
+	}
+}
+
+func (r runtime) killOne(ctx context.Context, pid int, id string) error {
+	h, err := r.open(pid, id)
+	if h == nil || err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := h.signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	_, err = h.wait(ctx)
+	return err
+}
+
+// handle is a process that cannot be mistaken for a later one with its number.
+type handle struct{ file *os.File }
+
+// open returns a handle on a process of a sandbox, nil when it is gone.
+func (r runtime) open(pid int, id string) (*handle, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	h := &handle{os.NewFile(uintptr(fd), "pidfd")}
+	if _, ok := r.owns(pid, id); !ok { // the number was given away in between
+		_ = h.Close()
+		return nil, nil
+	}
+	return h, nil
+}
+
+// Close drops the handle; a wait in progress returns os.ErrClosed.
+func (h *handle) Close() error { return h.file.Close() }
+
+func (h *handle) signal(sig syscall.Signal) error {
+	raw, err := h.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
+		return err
+	}
+	if errors.Is(failed, unix.ESRCH) {
+		return nil
+	}
+	return failed
+}
+
+// wait blocks until the process has ended and returns its status: 0…255 for an
+// exit, 128 and more for a signal, -1 when the kernel does not say.
+func (h *handle) wait(ctx context.Context) (int, error) {
+	stop := context.AfterFunc(ctx, func() { _ = h.file.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	raw, err := h.file.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	status := -1
+	if err = raw.Read(ended); err == nil {
+		err = raw.Control(func(fd uintptr) { status = exitStatus(int(fd)) })
+	}
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return -1, err
+	}
+	return status, nil
+}
+
+// ended reports whether the process behind a pidfd has ended.
+func ended(fd uintptr) bool { return polled(int(fd), unix.POLLIN, 0) }
+
+func polled(fd int, event int16, patience time.Duration) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: event}}
+	n, err := unix.Poll(fds, int(patience.Milliseconds()))
+	return err == nil && n == 1 && fds[0].Revents&event != 0
+}
+
+// reapPatience is how long the kernel may take to publish the status of an
+// ended process: until its parent has heard of it.
+const reapPatience = 100 * time.Millisecond
+
+// exitStatus asks how an ended process ended. If it is our child (a server that
+// is the first process of a container inherits orphans) it is reaped. Linux
+// 6.15 and later tell; others leave it unknown.
+func exitStatus(fd int) int {
+	_ = unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG, nil)
+	polled(fd, unix.POLLHUP, reapPatience)
+	// struct pidfd_info of linux/pidfd.h, in its first published size.
+	info := struct {
+		mask, cgroup uint64
+		ids          [11]uint32
+		status       int32
+	}{mask: pidfdInfoExit}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+	if errno != 0 || info.mask&pidfdInfoExit == 0 {
+		return -1
+	}
+	ws := syscall.WaitStatus(info.status)
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+const (
+	pidfdGetInfo  = 0xc040ff0b // _IOWR(0xff, 11, 64 bytes)
+	pidfdInfoExit = 1 << 3
+)
