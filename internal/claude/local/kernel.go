@@ -154,7 +154,12 @@ func list[T any](p page, all []T) map[string]any {
 	}
 	var next any
 	if to < len(all) {
-		next = base64.RawURLEncoding.EncodeToString([]byte(strconv.Itoa(to) + "|" + p.query))
+		next = p.at(to)
 	}
 	return map[string]any{"data": data, "next_page": next}
+}
+
+// at returns the cursor of the page of this list that begins at offset.
+func (p page) at(offset int) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(strconv.Itoa(offset) + "|" + p.query))
 }

@@ -202,6 +202,7 @@ func New(o Options) *Server {
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.queue = newQueue(o.LeaseTTL)
+	s.queue.ended = s.workEnded
 	s.hooks = newWebhookSender(s, o.Webhooks)
 	s.scripted = newScriptedBrain(s, o.Scenarios)
 	for _, key := range o.APIKeys {
