@@ -124,9 +124,10 @@ func (q *Queue) item(answer []byte) (*session.Item, error) {
 	return item, nil
 }
 
-// Ack claims a polled item. What the platform answers with is not looked at.
+// Ack claims a polled item with one request: the caller knows what a refusal
+// after a lost answer means. What the platform answers with is not looked at.
 func (q *Queue) Ack(ctx context.Context, workID string) error {
-	_, err := q.conn.do(ctx, "acknowledge "+workID, q.conn.again(), func(ctx context.Context, opts ...option.RequestOption) error {
+	_, err := q.conn.do(ctx, "acknowledge "+workID, once(q.conn.time.try), func(ctx context.Context, opts ...option.RequestOption) error {
 		_, err := q.conn.api.Beta.Environments.Work.Ack(ctx, workID,
 			anthropic.BetaEnvironmentWorkAckParams{EnvironmentID: q.environment}, opts...)
 		return err
@@ -171,4 +172,10 @@ func (q *Queue) Platform(item session.Item) session.Platform {
 			"work", item.ID, "session", item.Session)
 	}
 	return p
+}
+
+// Session opens one session of the environment for reading, with the environment
+// key: for sessions that nobody works on.
+func (q *Queue) Session(id string) Reader {
+	return &platform{conn: q.conn, session: id, environment: q.environment}
 }
