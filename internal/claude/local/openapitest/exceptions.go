@@ -30,6 +30,10 @@ var exceptions = []exception{
 	},
 }
 
+// frames are the events of operations that answer with a stream when the request
+// asks for one, and describe only the other answer.
+var frames = map[string]string{"POST /v1/messages": "MessageStreamEvent"}
+
 // undescribed are the statuses that any operation may answer with although
 // only some describe them; their body must still be an error envelope.
 var undescribed = map[int]string{

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -32,12 +33,13 @@ const (
 
 // spec is the published description. Safe for concurrent use.
 type spec struct {
-	paths   map[string]any
-	mux     *http.ServeMux // finds the path template of a request
-	betas   map[string]string
+	paths     map[string]any
+	mux       *http.ServeMux    // finds the path of a request
+	templates map[string]string // path to its key in paths, which may end in ?beta=true
+
 	mu      sync.Mutex
 	comp    *jsonschema.Compiler
-	schemas map[string]*jsonschema.Schema
+	schemas map[string]*jsonschema.Schema // by JSON pointer
 }
 
 // published reads the description once per process: it is large.
@@ -67,11 +69,12 @@ func load() (*spec, error) {
 		return nil, fmt.Errorf("parse description: %w", err)
 	}
 	s := &spec{
-		mux: http.NewServeMux(), betas: map[string]string{},
+		mux: http.NewServeMux(), templates: map[string]string{},
 		comp: jsonschema.NewCompiler(), schemas: map[string]*jsonschema.Schema{},
 	}
 	s.comp.DefaultDraft(jsonschema.Draft2020) // OpenAPI 3.1
 	s.comp.AssertFormat()
+	s.comp.UseRegexpEngine(pattern)
 	if err := s.comp.AddResource(specURL, doc); err != nil {
 		return nil, fmt.Errorf("load description: %w", err)
 	}
@@ -81,20 +84,24 @@ func load() (*spec, error) {
 	}
 	for template := range s.paths {
 		path, beta := strings.CutSuffix(template, "?beta=true")
-		if s.betas[path] != "" {
-			if beta {
-				s.betas[path] = template // prefer the beta variant: it is what the SDK speaks
-			}
-			continue
+		known := s.templates[path] != ""
+		if !beta || !known { // what is described without a beta needs none
+			s.templates[path] = template
 		}
-		s.betas[path] = template
-		if strings.Contains(path, "?") {
-			continue
+		if !known {
+			s.mux.HandleFunc(path, http.NotFound)
 		}
-		s.mux.HandleFunc(path, http.NotFound)
 	}
 	return s, nil
 }
+
+// pattern compiles a regular expression of JavaScript, in which the description
+// is written: \uXXXX is \x{XXXX} here.
+func pattern(expr string) (jsonschema.Regexp, error) {
+	return regexp.Compile(unicodeEscape.ReplaceAllString(expr, `\x{$1}`))
+}
+
+var unicodeEscape = regexp.MustCompile(`\\u([0-9a-fA-F]{4})`)
 
 // operation is one method of one path.
 type operation struct {
@@ -110,7 +117,7 @@ func (s *spec) find(r *http.Request) *operation {
 	bare.URL = &url.URL{Path: r.URL.Path}
 	bare.Host = ""
 	_, path := s.mux.Handler(bare)
-	template := s.betas[path]
+	template := s.templates[path]
 	methods, _ := s.paths[template].(map[string]any)
 	method := strings.ToLower(r.Method)
 	node, _ := methods[method].(map[string]any)
@@ -129,6 +136,14 @@ func (o *operation) request() (*jsonschema.Schema, error) {
 // or its body is not JSON.
 func (o *operation) response(status string) (*jsonschema.Schema, error) {
 	return o.spec.schema(o.node, o.pointer, "responses", status, "content", "application/json", "schema")
+}
+
+// event returns the schema of a frame of the operation's event stream.
+func (o *operation) event() (*jsonschema.Schema, error) {
+	if name, ok := frames[o.name]; ok {
+		return o.spec.compile([]string{"components", "schemas", name})
+	}
+	return o.response("200")
 }
 
 // documents reports whether the operation describes a status.
