@@ -1,0 +1,133 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit statuses of the guest and of its worker.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// Main is `berth guest`: it serves on the standard streams until standard input
+// ends or SIGTERM arrives, and returns the exit status. When it runs as root,
+// everything it starts runs as -uid and -gid; otherwise all keep the user they
+// have.
+func Main(args []string) int {
+	flags := flag.NewFlagSet("guest", flag.ContinueOnError)
+	workdir := flags.String("workdir", "/workspace", "folder that commands start in")
+	uid := flags.Int("uid", 1000, "user id of commands, when the guest is root")
+	gid := flags.Int("gid", 1000, "group id of commands, when the guest is root")
+	envFile := flags.String("env-file", "", "JSON object with more environment for commands")
+	if flags.Parse(args) != nil || flags.NArg() > 0 {
+		return exitUsage
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	cfg := Config{Workdir: *workdir, UID: -1, GID: -1, Log: log, reaper: newReaper()}
+	if os.Getuid() == 0 {
+		cfg.UID, cfg.GID = *uid, *gid
+	}
+	if err := prepare(&cfg, *envFile); err != nil {
+		log.Error("guest cannot start", "err", err)
+		return exitFailed
+	}
+	return run(cfg)
+}
+
+// prepare reads the environment file and sees to the workdir.
+func prepare(cfg *Config, envFile string) error {
+	if envFile != "" {
+		b, err := os.ReadFile(envFile)
+		if err != nil {
+			return fmt.Errorf("read environment: %w", err)
+		}
+		if err := json.Unmarshal(b, &cfg.Env); err != nil {
+			return fmt.Errorf("read environment %s: %w", envFile, err)
+		}
+	}
+	if err := os.MkdirAll(cfg.Workdir, 0o755); err != nil {
+		return fmt.Errorf("make workdir: %w", err)
+	}
+	if cfg.UID >= 0 {
+		if err := os.Lchown(cfg.Workdir, cfg.UID, cfg.GID); err != nil {
+			cfg.Log.Warn("workdir keeps its owner", "workdir", cfg.Workdir, "err", err)
+		}
+	}
+	return nil
+}
+
+func run(cfg Config) int {
+	in, errIn := stdio(0)
+	out, errOut := stdio(1)
+	if err := errors.Join(errIn, errOut); err != nil {
+		cfg.Log.Error("guest cannot start", "err", err)
+		return exitFailed
+	}
+	// Orphans come to the first process by themselves, and to any other one
+	// that asks for them.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		cfg.Log.Warn("orphans are left alone", "err", err)
+	}
+	cfg.Launch = processWorker(cfg)
+	s := New(cfg)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { cfg.reaper.run(stop) })
+
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, unix.SIGTERM)
+	served := make(chan error, 1)
+	wg.Go(func() { served <- s.Serve(in, out) })
+	code := exitOK
+	select {
+	case err := <-served:
+		if err != nil {
+			cfg.Log.Error("standard streams broke", "err", err)
+			code = exitFailed
+		}
+	case <-term:
+		_ = in.Close()
+		<-served
+	}
+	s.Close()
+	close(stop)
+	wg.Wait()
+	return code
+}
+
+// WorkerMain is `berth guest worker`: it runs tools for the guest that started
+// it, over its standard streams, until standard input ends.
+func WorkerMain(args []string) int {
+	flags := flag.NewFlagSet("guest worker", flag.ContinueOnError)
+	workdir := flags.String("workdir", "/workspace", "folder that commands start in")
+	if flags.Parse(args) != nil || flags.NArg() > 0 {
+		return exitUsage
+	}
+	// The agent's commands run as the same user: keep them from reading this
+	// process and its streams. Where that is not possible they can only fool
+	// themselves.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	unix.Umask(0o022)
+	in, errIn := stdio(0)
+	out, errOut := stdio(1)
+	err := errors.Join(errIn, errOut)
+	if err == nil {
+		err = newToolbox(*workdir).serve(in, out)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return exitFailed
+	}
+	return exitOK
+}

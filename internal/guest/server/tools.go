@@ -1,0 +1,172 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/anthropics/anthropic-sdk-go/v2"
+	"github.com/anthropics/anthropic-sdk-go/v2/tools/agenttoolset"
+
+	"github.com/berth-dev/berth/internal/guest/wire"
+	"github.com/berth-dev/berth/internal/tool"
+)
+
+// toolbox is the worker: it runs the stock tools of the SDK, unchanged, so that
+// they behave as Claude expects. It trusts the guest, which checks everything
+// that leaves here.
+type toolbox struct {
+	workdir string
+	wg      sync.WaitGroup
+
+	mu      sync.Mutex
+	files   map[string]anthropic.BetaTool            // all but bash; they keep no state
+	shells  map[string]anthropic.BetaTool            // bash, one for each name
+	cancels map[*wire.Stream]context.CancelCauseFunc // of running calls
+}
+
+const maxShells = 64
+
+func newToolbox(workdir string) *toolbox {
+	b := &toolbox{workdir: workdir, files: map[string]anthropic.BetaTool{}, shells: map[string]anthropic.BetaTool{},
+		cancels: map[*wire.Stream]context.CancelCauseFunc{}}
+	for _, t := range agenttoolset.BetaAgentToolset20260401(&agenttoolset.AgentToolContext{Workdir: workdir}) {
+		if t.Name() != tool.Bash {
+			b.files[t.Name()] = t
+		}
+	}
+	return b
+}
+
+// serve runs calls until r ends, then stops them and the shells.
+func (b *toolbox) serve(r io.Reader, w io.WriteCloser) error {
+	err := wire.Serve(r, w, b)
+	b.mu.Lock()
+	for _, cancel := range b.cancels {
+		cancel(errors.New("the worker ends"))
+	}
+	b.mu.Unlock()
+	b.wg.Wait()
+	for _, sh := range b.shells {
+		_ = sh.(io.Closer).Close()
+	}
+	return err
+}
+
+// Hello implements wire.Acceptor.
+func (b *toolbox) Hello(wire.Hello) wire.Welcome { return wire.Welcome{Instance: "worker"} }
+
+// Accept implements wire.Acceptor.
+func (b *toolbox) Accept(st *wire.Stream, r wire.Request) {
+	switch r.Op {
+	case wire.OpCall, wire.OpSkill:
+		ctx, cancel := context.WithCancelCause(context.Background())
+		b.mu.Lock()
+		b.cancels[st] = cancel
+		b.mu.Unlock()
+		b.wg.Go(func() {
+			defer b.forget(st, cancel)
+			if r.Op == wire.OpSkill {
+				b.install(ctx, st, r)
+				return
+			}
+			b.call(ctx, st, r)
+		})
+	case wire.OpCancel:
+		if target := st.Session().Stream(r.Stream); target != nil {
+			b.mu.Lock()
+			cancel := b.cancels[target]
+			b.mu.Unlock()
+			if cancel != nil {
+				cancel(errors.New("cancelled"))
+			}
+		}
+		b.wg.Go(func() { st.End(wire.Trailer{}) })
+	default:
+		b.wg.Go(func() { st.End(wire.Trailer{Code: wire.Invalid, Message: "unknown operation"}) })
+	}
+}
+
+func (b *toolbox) forget(st *wire.Stream, cancel context.CancelCauseFunc) {
+	b.mu.Lock()
+	delete(b.cancels, st)
+	b.mu.Unlock()
+	cancel(nil)
+}
+
+func (b *toolbox) call(ctx context.Context, st *wire.Stream, r wire.Request) {
+	input, err := st.ReadAll(ctx, wire.MaxInput)
+	if err != nil {
+		st.End(wire.Trailer{Code: wire.Invalid, Message: err.Error()})
+		return
+	}
+	answer, err := json.Marshal(b.execute(ctx, r, input))
+	if err != nil {
+		answer, _ = json.Marshal(tool.Error(fmt.Sprintf("tool %q gave a result that cannot be encoded", r.Name)))
+	}
+	if _, err := st.Write(answer); err == nil {
+		st.End(wire.Trailer{})
+	}
+}
+
+// execute runs one tool. A panic becomes an error result.
+func (b *toolbox) execute(ctx context.Context, r wire.Request, input json.RawMessage) (res tool.Result) {
+	defer func() {
+		if p := recover(); p != nil {
+			res = tool.Error(fmt.Sprintf("tool %q failed: %v", r.Name, p))
+		}
+	}()
+	t, err := b.tool(r)
+	if err != nil {
+		return tool.Error(err.Error())
+	}
+	blocks, err := t.Execute(ctx, input)
+	if err != nil {
+		return tool.Error(err.Error())
+	}
+	return result(blocks)
+}
+
+func (b *toolbox) tool(r wire.Request) (anthropic.BetaTool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if r.Name != tool.Bash {
+		if t := b.files[r.Name]; t != nil {
+			return t, nil
+		}
+		return nil, fmt.Errorf("unknown tool %q", r.Name)
+	}
+	if t := b.shells[r.Shell]; t != nil {
+		return t, nil
+	}
+	if len(b.shells) >= maxShells {
+		return nil, fmt.Errorf("bash: %d shells are open, which is the limit", maxShells)
+	}
+	t := agenttoolset.BetaBashTool(&agenttoolset.AgentToolContext{Workdir: b.workdir, Env: r.Env})
+	b.shells[r.Shell] = t
+	return t, nil
+}
+
+// result translates the SDK's blocks.
+func result(blocks []anthropic.BetaToolResultBlockParamContentUnion) tool.Result {
+	var res tool.Result
+	for _, block := range blocks {
+		if block.OfText != nil {
+			res.Content = append(res.Content, tool.Block{Type: "text", Text: block.OfText.Text})
+			continue
+		}
+		raw, err := json.Marshal(block)
+		if err != nil {
+			return tool.Error(fmt.Sprintf("encode result: %v", err))
+		}
+		var b tool.Block
+		if err := json.Unmarshal(raw, &b); err != nil {
+			return tool.Error(fmt.Sprintf("encode result: %v", err))
+		}
+		res.Content = append(res.Content, b)
+	}
+	return res
+}
