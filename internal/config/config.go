@@ -1,0 +1,118 @@
+// Package config holds every setting of Berth in one struct and is the only
+// reader of the process's environment. A value comes from, in this order: the
+// command line, the environment, the YAML file, the default. Secrets are given
+// by reference only and cannot be printed.
+//
+// The struct below is also the reference: its tags name the YAML key, the
+// environment variables, the default, the bounds and the meaning of each
+// setting, and Docs and Example are rendered from them.
+package config
+
+import (
+	"time"
+
+	"github.com/berth-dev/berth/internal/sandbox"
+)
+
+// Config is the whole configuration. Make one with Load; it is not changed
+// afterwards.
+type Config struct {
+	Listen  string `yaml:"listen" env:"BERTH_LISTEN" default:"127.0.0.1:7070" doc:"Address of the API and of /webhooks, as host:port. An address that other hosts can reach needs access.token."`
+	DataDir string `yaml:"data_dir" env:"BERTH_DATA_DIR" computed:"/var/lib/berth for root, else $XDG_STATE_HOME/berth or ~/.local/state/berth" doc:"Folder of everything that Berth keeps. One server at a time may use it."`
+	BaseURL string `yaml:"base_url" env:"ANTHROPIC_BASE_URL" default:"https://api.anthropic.com" doc:"Where the Claude platform is, for all environments that do not say otherwise."`
+	APIKey  Secret `yaml:"api_key" env:"ANTHROPIC_API_KEY" doc:"API key of the workspace. Only doctor and the commands that create agents and sessions use it; serving sessions needs none."`
+
+	Log          Log           `yaml:"log" doc:"What the server says on standard error."`
+	Access       Access        `yaml:"access" doc:"Who may use the API."`
+	Environments []Environment `yaml:"environments" doc:"The self-hosted environments whose sessions run here."`
+	Webhooks     Webhooks      `yaml:"webhooks" doc:"Webhooks only make Berth faster: it polls in any case."`
+	Sessions     Sessions      `yaml:"sessions" doc:"How sessions are served."`
+	Sandbox      Sandbox       `yaml:"sandbox" doc:"The place where a session's tools run."`
+	Client       Client        `yaml:"client" doc:"For commands that talk to a running server."`
+
+	// File is the YAML file that was read, "" when there was none.
+	File string `yaml:"-"`
+	// NoColor asks for plain output (NO_COLOR).
+	NoColor bool `yaml:"-"`
+}
+
+// Log configures logging.
+type Log struct {
+	Level  string `yaml:"level" env:"BERTH_LOG_LEVEL" default:"info" oneof:"debug,info,warn,error" doc:"The least important messages that are written."`
+	Format string `yaml:"format" env:"BERTH_LOG_FORMAT" default:"text" oneof:"text,json" doc:"One line of text or of JSON for each message."`
+}
+
+// Access configures sign-in.
+type Access struct {
+	Token Secret `yaml:"token" env:"BERTH_TOKEN" doc:"Token that opens the API; commands send it, too. Without it the server makes one on its first start and keeps it in data_dir, and listens on this host only. At least 16 characters."`
+}
+
+// Environment is one environment at the Claude platform.
+type Environment struct {
+	ID          string   `yaml:"id" env:"ANTHROPIC_ENVIRONMENT_ID,ENVIRONMENT_ID" doc:"Id of the environment (env_…). The variable names one more environment, or one of the file's."`
+	Key         Secret   `yaml:"key" env:"ANTHROPIC_ENVIRONMENT_KEY" doc:"The environment's key, made in the Claude console. The variable belongs to the environment that ANTHROPIC_ENVIRONMENT_ID names, or to the only one."`
+	BaseURL     string   `yaml:"base_url" computed:"base_url of the server" doc:"Where this environment's platform is."`
+	SigningKeys []Secret `yaml:"webhook_signing_keys" doc:"Signing secrets of webhook endpoints of this environment's workspace."`
+}
+
+// Webhooks configures the receiver.
+type Webhooks struct {
+	PublicURL   string   `yaml:"public_url" doc:"The https URL under which the Claude platform reaches this server's /webhooks. doctor shows and checks it."`
+	SigningKeys []Secret `yaml:"signing_keys" env:"ANTHROPIC_WEBHOOK_SIGNING_KEY,WEBHOOK_SECRET" doc:"Signing secrets (whsec_…) that are accepted for every environment. The variable adds one. Several are accepted at a time, for their rotation; without any, webhooks are refused."`
+}
+
+// Sessions configures the keeper of sessions.
+type Sessions struct {
+	Capacity     int           `yaml:"capacity" min:"1" max:"10000" computed:"8 for each core, but no more than one for each 256 MiB of memory after the first 512 MiB; 2 to 512" doc:"Work items served at once. More wait in the platform's queue, where nothing is lost."`
+	ReleaseAfter time.Duration `yaml:"release_after" default:"15s" min:"0s" max:"1h" doc:"From the end of a turn to the release of its work item. A message within this time is served without a new claim."`
+	ToolTimeout  time.Duration `yaml:"tool_timeout" default:"120s" min:"1s" max:"1h" doc:"Longest run of one tool call. The model then reads that it timed out."`
+	ReadEvery    time.Duration `yaml:"read_every" default:"60s" min:"5s" max:"1h" doc:"Longest time without reading a busy session's history, so that an event lost on the stream is found."`
+	SweepEvery   time.Duration `yaml:"sweep_every" default:"5m" min:"10s" max:"24h" doc:"Between two looks at sessions that nobody works on, to remove what is left of those that have ended."`
+}
+
+// Sandbox configures what sandboxes are and may use.
+type Sandbox struct {
+	Backend string        `yaml:"backend" env:"BERTH_DEFAULT_BACKEND" default:"linux" oneof:"linux,isolate" doc:"linux: a full Linux behind gVisor. isolate is not available yet."`
+	Image   string        `yaml:"image" default:"host" doc:"What is installed in a sandbox. host: a read-only view of this host's own programs, nothing to download."`
+	Warm    time.Duration `yaml:"warm" default:"5m" min:"0s" max:"24h" doc:"How long a sandbox's processes stay after its work item was released. Its files stay in any case."`
+	Limits  Limits        `yaml:"limits" doc:"What one sandbox may use. Ceilings, not reservations."`
+}
+
+// Limits bound one sandbox.
+type Limits struct {
+	Memory    Bytes   `yaml:"memory" default:"2GiB" min:"64MiB" max:"1TiB" doc:"Memory of all its processes together."`
+	CPUs      float64 `yaml:"cpus" default:"2" min:"0.1" max:"256" doc:"Processor time, in cores."`
+	Processes int64   `yaml:"processes" default:"512" min:"16" max:"65536" doc:"Processes and threads."`
+	OpenFiles int64   `yaml:"open_files" default:"8192" min:"64" max:"1048576" doc:"Open files of one process."`
+}
+
+// Sandbox returns the limits in the words of the sandbox contract.
+func (l Limits) Sandbox() sandbox.Limits {
+	return sandbox.Limits{
+		MemoryBytes: int64(l.Memory), CPUs: l.CPUs, Processes: l.Processes, OpenFiles: uint64(max(l.OpenFiles, 0)),
+	}
+}
+
+// Client configures the commands that talk to a server.
+type Client struct {
+	Server string `yaml:"server" env:"BERTH_SERVER" computed:"http:// and the address in listen" doc:"URL of the server's API."`
+}
+
+// WebhookSecrets returns the signing secrets of all environments, each once.
+func (c Config) WebhookSecrets() []string {
+	seen := map[string]bool{"": true}
+	var out []string
+	add := func(keys []Secret) {
+		for _, k := range keys {
+			if v := k.Reveal(); !seen[v] {
+				seen[v] = true
+				out = append(out, v)
+			}
+		}
+	}
+	add(c.Webhooks.SigningKeys)
+	for _, e := range c.Environments {
+		add(e.SigningKeys)
+	}
+	return out
+}
