@@ -3,15 +3,18 @@
 package main
 
 import (
-	"fmt"
 	"os"
+
+	"github.com/berth-dev/berth/internal/cli"
 )
 
+// version is set by the linker in releases.
+var version = "dev"
+
 func main() {
-	handOver()
+	handOver() // the gVisor runtime, when this program was started as that
 	if code, ok := guest(os.Args[1:]); ok {
 		os.Exit(code)
 	}
-	fmt.Fprintln(os.Stderr, "usage: berth guest [worker]")
-	os.Exit(2)
+	os.Exit(cli.Main(cli.Program{Version: version, Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}))
 }

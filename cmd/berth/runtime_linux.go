@@ -12,10 +12,9 @@ import (
 )
 
 // handOver never returns when this program was started as the gVisor runtime.
-// It must come first in main: gVisor starts itself under names that begin with
-// runsc, and reads the arguments as its own.
+// It must come first in main: gVisor reads the arguments as its own.
 func handOver() {
-	if !strings.HasPrefix(filepath.Base(os.Args[0]), "runsc") {
+	if !isRuntime(os.Args) {
 		return
 	}
 	args, err := linux.PrepareRuntime(os.Args)
@@ -26,4 +25,13 @@ func handOver() {
 	os.Args = args
 	maincli.Main()
 	os.Exit(0)
+}
+
+// isRuntime knows the names under which gVisor starts itself: such that begin
+// with runsc, and none at all for the helper that unmounts its /proc.
+func isRuntime(args []string) bool {
+	if args[0] == "/proc/self/exe" {
+		return len(args) > 1 && args[1] == "umount"
+	}
+	return strings.HasPrefix(filepath.Base(args[0]), "runsc")
 }

@@ -54,6 +54,23 @@ func LoadToken(dir string) (string, error) {
 	return token, nil
 }
 
+// ReadToken returns the token of a data directory for a client on the same host.
+// It makes none.
+func ReadToken(dir string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dir, TokenFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fault.New(fault.Unsigned, "no API token: there is none in %s", dir).
+			WithNext("start the server first (berth serve), set BERTH_DATA_DIR to its data directory, or set BERTH_TOKEN")
+	case errors.Is(err, fs.ErrPermission):
+		return "", fault.New(fault.Refused, "the API token in %s may not be read by this user", dir).
+			WithNext("run this as the server's user, or set BERTH_TOKEN")
+	case err != nil:
+		return "", fmt.Errorf("read the API token: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
 // Check returns nil when the request carries the token as a bearer, and a fault
 // otherwise. It takes the same time for every wrong token.
 func (g *Guard) Check(r *http.Request) error {

@@ -11,8 +11,8 @@ import (
 	"github.com/berth-dev/berth/internal/intake"
 )
 
-// Status is how the server does.
-type Status struct {
+// ServerStatus is how the server does.
+type ServerStatus struct {
 	Version  string          `json:"version"`
 	Capacity int             `json:"capacity" doc:"work items that may be held at once"`
 	Free     int             `json:"free"`
@@ -21,8 +21,8 @@ type Status struct {
 
 func (s *server) status(api huma.API) {
 	huma.Register(api, operation("get-status", http.MethodGet, "/api/v1/status", "How the server does"),
-		func(context.Context, *struct{}) (*answer[Status], error) {
-			return &answer[Status]{Status{Version: s.Version, Capacity: s.Capacity, Free: s.Rooms.Free(), Pollers: s.Pollers()}}, nil
+		func(context.Context, *struct{}) (*answer[ServerStatus], error) {
+			return &answer[ServerStatus]{ServerStatus{Version: s.Version, Capacity: s.Capacity, Free: s.Rooms.Free(), Pollers: s.Pollers()}}, nil
 		})
 }
 

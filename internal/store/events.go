@@ -64,3 +64,9 @@ func (s *Store) PruneWebhooks(ctx context.Context, before time.Time) error {
 		return err
 	})
 }
+
+// LastEvent returns the seq of the newest event, 0 when there is none.
+func (s *Store) LastEvent(ctx context.Context) (int64, error) {
+	var seq int64
+	return seq, s.read.QueryRowContext(ctx, `SELECT COALESCE(MAX(seq), 0) FROM events`).Scan(&seq)
+}

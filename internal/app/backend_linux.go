@@ -1,0 +1,19 @@
+package app
+
+import (
+	"log/slog"
+	"path/filepath"
+
+	"github.com/berth-dev/berth/internal/config"
+	"github.com/berth-dev/berth/internal/sandbox"
+	"github.com/berth-dev/berth/internal/sandbox/linux"
+)
+
+// newBackend makes the configured sandbox backend.
+func newBackend(c config.Config, log *slog.Logger) (sandbox.Backend, error) {
+	dir, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	return linux.New(linux.Config{DataDir: dir, Logger: log})
+}
