@@ -4,7 +4,6 @@ package linux
 
 import (
 	"fmt"
-	"maps"
 	"math"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -66,7 +65,7 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=0755"}},
 		},
-		Annotations: map[string]string{},
+		Annotations: sharedMount("workspace", l.workspace),
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
@@ -74,15 +73,10 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 			},
 		},
 	}
-	for i, dir := range l.binds {
-		bind(s, "host"+string(rune('a'+i)), dir, dir, "ro")
+	for _, dir := range l.binds {
+		s.Mounts = append(s.Mounts, bind(dir, dir, "ro"))
 	}
-	bind(s, "guest", l.guest, guestPath, "ro")
-	// Without a hint the workspace is shared: the host may read and change it
-	// while the sandbox runs, and what was written survives a kill.
-	s.Mounts = append(s.Mounts, specs.Mount{
-		Destination: workspacePath, Type: "bind", Source: l.workspace, Options: []string{"rbind", "rw", "nosuid", "nodev"},
-	})
+	s.Mounts = append(s.Mounts, bind(l.guest, guestPath, "ro"), bind(l.workspace, workspacePath, "rw"))
 	if l.ids.mapped() {
 		ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(l.ids.base), Size: idCount}}
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
@@ -95,17 +89,19 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 	return s
 }
 
-// bind adds a read-only mount that nobody changes while the sandbox runs. The
-// annotation tells gVisor so: it may then trust what it has seen once, which
-// makes starting a program several times faster.
-func bind(s *specs.Spec, name, source, destination, mode string) {
-	s.Mounts = append(s.Mounts, specs.Mount{
+func bind(source, destination, mode string) specs.Mount {
+	return specs.Mount{
 		Destination: destination, Type: "bind", Source: source, Options: []string{"rbind", mode, "nosuid", "nodev"},
-	})
+	}
+}
+
+// sharedMount tells gVisor that the host may look at and change a mount while
+// the sandbox runs, and that what was written must survive a kill. It trusts
+// what it has once seen of all other mounts, which makes starting programs
+// faster.
+func sharedMount(name, source string) map[string]string {
 	hint := "dev.gvisor.spec.mount." + name + "."
-	maps.Copy(s.Annotations, map[string]string{
-		hint + "source": source, hint + "type": "bind", hint + "share": "container",
-	})
+	return map[string]string{hint + "source": source, hint + "type": "bind", hint + "share": "shared"}
 }
 
 // rlimits bound each process, and with RLIMIT_NPROC the agent's user as a

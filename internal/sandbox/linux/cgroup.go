@@ -36,8 +36,7 @@ const cgroupMount = "/sys/fs/cgroup"
 // openCgroups makes the parent cgroup of a data folder's sandboxes. The error
 // says in one sentence why this host enforces no limits.
 func openCgroups(mount, dataDir string) (*cgroups, error) {
-	sum := sha256.Sum256([]byte(dataDir))
-	c := &cgroups{mount: mount, parent: "berth-" + hex.EncodeToString(sum[:4])}
+	c := &cgroups{mount: mount, parent: cgroupName(dataDir)}
 	_, err := os.Stat(filepath.Join(mount, "cgroup.controllers"))
 	c.unified = err == nil
 	if c.unified {
@@ -49,6 +48,11 @@ func openCgroups(mount, dataDir string) (*cgroups, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+func cgroupName(dataDir string) string {
+	sum := sha256.Sum256([]byte(dataDir))
+	return "berth-" + hex.EncodeToString(sum[:4])
 }
 
 // openSplit is for version 1: one tree for each controller.

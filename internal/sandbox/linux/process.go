@@ -118,8 +118,7 @@ func (r runtime) killOne(ctx context.Context, pid int, id string) error {
 	if err := h.signal(unix.SIGKILL); err != nil {
 		return err
 	}
-	_, err = h.wait(ctx)
-	return err
+	return h.wait(ctx)
 }
 
 // handle is a process that cannot be mistaken for a later one with its number.
@@ -160,26 +159,30 @@ func (h *handle) signal(sig syscall.Signal) error {
 	return failed
 }
 
-// wait blocks until the process has ended and returns its status: 0…255 for an
-// exit, 128 and more for a signal, -1 when the kernel does not say.
-func (h *handle) wait(ctx context.Context) (int, error) {
+// wait blocks until the process has ended.
+func (h *handle) wait(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = h.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	raw, err := h.file.SyscallConn()
 	if err != nil {
-		return -1, err
+		return err
 	}
+	err = raw.Read(ended)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
+}
+
+// status tells how an ended process ended: 0 to 127 for an exit, 128 and more
+// for a signal, -1 when the kernel does not say.
+func (h *handle) status() int {
 	status := -1
-	if err = raw.Read(ended); err == nil {
-		err = raw.Control(func(fd uintptr) { status = exitStatus(int(fd)) })
+	raw, err := h.file.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) { status = exitStatus(int(fd)) })
 	}
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		return -1, err
-	}
-	return status, nil
+	return status
 }
 
 // ended reports whether the process behind a pidfd has ended.

@@ -46,7 +46,7 @@ func (r runtime) args(l launch) []string {
 		"--gofer-network-namespace=new", // the default one is a mount that nobody removes
 		"--overlay2=root:dir=" + l.folder.path(overlayName),
 		"--file-access=exclusive",
-		"--file-access-mounts=shared",
+		"--file-access-mounts=exclusive", // but see sharedMount
 		"--host-uds=none",
 		"--host-fifo=none",
 		"--host-settings=ignore",

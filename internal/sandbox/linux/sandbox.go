@@ -164,20 +164,17 @@ func (s *Sandbox) hasEnded() bool {
 
 // watch waits for the end; the backend owns the goroutine.
 func (s *Sandbox) watch() {
-	status, err := s.proc.wait(context.Background()) // abandon ends it
-	_ = s.proc.Close()
+	err := s.proc.wait(context.Background()) // abandon ends it
 	if err != nil {
+		_ = s.proc.Close()
 		if !errors.Is(err, os.ErrClosed) {
 			s.backend.log.Error("sandbox not watched", "sandbox", s.ref.ID, "err", err)
 		}
 		s.hangUp()
 		return
 	}
-	ooms := 0
-	if limits := s.backend.limits; limits != nil {
-		ooms = limits.oomKills(s.ref.ID)
-	}
-	s.exit = exitOf(status, ooms, s.destroying.Load())
+	s.exit = s.howEnded()
+	_ = s.proc.Close()
 	close(s.over)
 	s.hangUp()
 	s.backend.ended(s)
@@ -190,15 +187,17 @@ func (s *Sandbox) abandon() {
 	s.hangUp()
 }
 
-// exitOf names the end of a sandbox. The kernel's own count of kills for lack
+// howEnded names the end of a sandbox. The kernel's own count of kills for lack
 // of memory decides: the runtime does not notice them.
-func exitOf(status, ooms int, destroyed bool) sandbox.Exit {
-	switch {
-	case destroyed:
+func (s *Sandbox) howEnded() sandbox.Exit {
+	if s.destroying.Load() {
 		return sandbox.Exit{Code: -1, Reason: "destroyed"}
-	case ooms > 0:
+	}
+	if l := s.backend.limits; l != nil && l.oomKills(s.ref.ID) > 0 {
 		return sandbox.Exit{Code: -1, Reason: "out of memory"}
-	case status == 128+int(syscall.SIGKILL):
+	}
+	status := s.proc.status()
+	if status == 128+int(syscall.SIGKILL) {
 		return sandbox.Exit{Code: -1, Reason: "killed"}
 	}
 	return sandbox.Exit{Code: status, Reason: "exited"}

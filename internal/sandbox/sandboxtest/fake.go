@@ -39,6 +39,11 @@ type Fake struct {
 	startGate  chan struct{} // closed means open
 }
 
+var (
+	_ sandbox.Backend = (*Fake)(nil)
+	_ sandbox.Remover = (*Fake)(nil)
+)
+
 // Script answers a call in place of a real tool. It runs in a goroutine of its
 // own and must return soon after ctx ended (cancelled, or the sandbox died).
 type Script func(ctx context.Context, c tool.Call) tool.Result
@@ -239,6 +244,20 @@ func (f *Fake) List(context.Context) ([]sandbox.Ref, error) {
 	}
 	slices.SortFunc(refs, func(a, b sandbox.Ref) int { return strings.Compare(a.ID, b.ID) })
 	return refs, nil
+}
+
+// Remove implements sandbox.Remover.
+func (f *Fake) Remove(ctx context.Context, ref sandbox.Ref, how sandbox.Removal) error {
+	f.mu.Lock()
+	b := f.boxes[ref.ID]
+	if b == nil && how == sandbox.Everything {
+		delete(f.workspaces, ref.ID)
+	}
+	f.mu.Unlock()
+	if b == nil {
+		return nil
+	}
+	return b.Destroy(ctx, how)
 }
 
 // Close implements sandbox.Backend; sandboxes keep running.

@@ -165,3 +165,8 @@ func TestFakeKeepsSkillsWithTheWorkspace(t *testing.T) {
 		t.Errorf("skills after the workspace went: %v", got)
 	}
 }
+
+func TestFakeConforms(t *testing.T) {
+	f := sandboxtest.NewFake()
+	sandboxtest.Run(t, func(*testing.T) sandbox.Backend { return f })
+}

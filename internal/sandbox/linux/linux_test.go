@@ -1,0 +1,50 @@
+//go:build linux
+
+package linux_test
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/berth-dev/berth/internal/sandbox"
+	"github.com/berth-dev/berth/internal/sandbox/linux"
+	"github.com/berth-dev/berth/internal/sandbox/sandboxtest"
+	"github.com/berth-dev/berth/internal/testbin"
+)
+
+func TestConformance(t *testing.T) {
+	binary, dir := testbin.Path(t), dataDir(t)
+	sandboxtest.Run(t, func(t *testing.T) sandbox.Backend { return open(t, binary, dir) })
+}
+
+// dataDir is a folder with a short path, as the backend needs it. It and all
+// that runs in it are gone after the test.
+func dataDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "berth-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("remove data folder: %v", err)
+		}
+		for _, tree := range []string{"*", "."} {
+			if left, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", tree, linux.CgroupName(dir))); len(left) > 0 {
+				t.Errorf("cgroups left behind: %q", left)
+			}
+		}
+	})
+	return dir
+}
+
+func open(t *testing.T, binary, dir string) *linux.Backend {
+	t.Helper()
+	b, err := linux.New(linux.Config{DataDir: dir, Binary: binary, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
