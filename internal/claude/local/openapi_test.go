@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/anthropics/anthropic-sdk-go/v2"
 	"github.com/anthropics/anthropic-sdk-go/v2/option"
@@ -28,16 +30,20 @@ type door struct {
 	srv *Server
 	url string
 	key string // an API key
+
+	mu     sync.Mutex
+	served chan struct{}                                                       // closed and replaced when a request has been served
+	around func(http.ResponseWriter, *http.Request, func(http.ResponseWriter)) // nil, or what stands before the validator
 }
 
 // openDoor starts a server that ends with the test.
 func openDoor(t testing.TB, o Options) *door {
 	t.Helper()
-	d := &door{t: t, key: "sk-ant-api03-test"}
+	d := &door{t: t, key: "sk-ant-api03-test", served: make(chan struct{})}
 	o.APIKeys = append(o.APIKeys, d.key)
 	o.StrictBeta = true
 	d.srv = New(o)
-	web := httptest.NewServer(validated(t, d.srv))
+	web := httptest.NewServer(d.watched(validated(t, d.srv)))
 	d.url = web.URL
 	t.Cleanup(func() {
 		_ = d.srv.Close() // always nil
@@ -46,9 +52,48 @@ func openDoor(t testing.TB, o Options) *door {
 	return d
 }
 
+// watched tells await of every request that has been served.
+func (d *door) watched(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { // also for connections that a fault aborts
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			close(d.served)
+			d.served = make(chan struct{})
+		}()
+		d.mu.Lock()
+		around := d.around
+		d.mu.Unlock()
+		if around == nil {
+			h.ServeHTTP(w, r)
+			return
+		}
+		around(w, r, func(w http.ResponseWriter) { h.ServeHTTP(w, r) })
+	})
+}
+
+// awaitServed waits until done, which is asked after every served request.
+func (d *door) awaitServed(what string, done func() bool) {
+	d.t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		d.mu.Lock()
+		served := d.served
+		d.mu.Unlock()
+		if done() {
+			return
+		}
+		select {
+		case <-served:
+		case <-deadline:
+			d.t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
 // client returns the official SDK's client with the API key.
 func (d *door) client() anthropic.Client {
-	return anthropic.NewClient(option.WithBaseURL(d.url), option.WithAPIKey(d.key), option.WithMaxRetries(0))
+	return anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(d.url), option.WithAPIKey(d.key), option.WithMaxRetries(0))
 }
 
 // reply is a response in the terms of a test.
