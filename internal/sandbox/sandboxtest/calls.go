@@ -184,7 +184,8 @@ var guestCases = []testCase{
 		if got := h.call(g, bash("c1", `echo "<$GREETING>"`)); !strings.Contains(got, "<hello world>") {
 			h.Errorf("answer %q", got)
 		}
-		again, err := h.restart().Attach(h.ctx(), sandbox.Ref{ID: s.ID, Backend: h.Name(), Session: s.Session})
+		h.restart()
+		again, err := h.Attach(h.ctx(), sandbox.Ref{ID: s.ID, Backend: h.Name(), Session: s.Session})
 		if err != nil {
 			h.Fatal(err)
 		}

@@ -24,7 +24,7 @@ func Run(t *testing.T, open func(t *testing.T) sandbox.Backend) {
 		for _, c := range group {
 			t.Run(c.claim, func(t *testing.T) {
 				h := &host{T: t, open: open}
-				h.Backend = h.restart()
+				h.Backend = h.another()
 				if c.needs != nil && !c.needs(h.Features()) {
 					t.Skipf("the backend does not claim it: %+v", h.Features())
 				}
@@ -57,8 +57,19 @@ type host struct {
 
 var cases atomic.Int64
 
-// restart opens a Backend value of its own, which is closed with the case.
-func (h *host) restart() sandbox.Backend {
+// restart gives the case a new Backend in place of the present one, as a server
+// does that was started again.
+func (h *host) restart() {
+	h.Helper()
+	if err := h.Close(); err != nil {
+		h.Errorf("close backend: %v", err)
+	}
+	h.Backend = h.another()
+}
+
+// another opens a Backend beside the present one. Only one of them may connect
+// to a guest.
+func (h *host) another() sandbox.Backend {
 	b := h.open(h.T)
 	h.Cleanup(func() {
 		if err := b.Close(); err != nil {
