@@ -127,6 +127,9 @@ func (s *Session) receive(f Frame) error {
 	}
 	switch f.Kind {
 	case KindData:
+		if f.Last && s.accept == nil {
+			return violation(f, "an answer ends with a trailer")
+		}
 		return st.deliver(f)
 	case KindCredit:
 		if len(f.Payload) != 4 {
