@@ -93,6 +93,8 @@ type Agent struct {
 	// Tools are tool configurations in the platform's own JSON form; none means
 	// the built-in toolset.
 	Tools []json.RawMessage
+	// Skills are the ids of the workspace's own skills, in their newest version.
+	Skills []string
 }
 
 // CreateAgent creates an agent and returns its id.
@@ -110,6 +112,11 @@ func (a *Admin) CreateAgent(ctx context.Context, agent Agent) (string, error) {
 	}
 	for _, t := range tools {
 		params.Tools = append(params.Tools, param.Override[anthropic.BetaAgentNewParamsToolUnion](t))
+	}
+	for _, id := range agent.Skills {
+		params.Skills = append(params.Skills, anthropic.BetaManagedAgentsSkillParamsUnion{
+			OfCustom: &anthropic.BetaManagedAgentsCustomSkillParams{SkillID: id},
+		})
 	}
 	answer, err := a.conn.do(ctx, "create agent", once(a.conn.time.try), func(ctx context.Context, opts ...option.RequestOption) error {
 		_, err := a.conn.api.Beta.Agents.New(ctx, params, opts...)
