@@ -6,16 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"strings"
 	"testing"
 )
-
-func leavesOf(c *Config) []field {
-	var out []field
-	walk(reflect.ValueOf(c).Elem(), "", func(f field) { out = append(out, f) })
-	return out
-}
 
 func TestSecretsCannotBePrinted(t *testing.T) {
 	const text = "hunter2"
@@ -90,18 +83,4 @@ func TestDurationsAreStrict(t *testing.T) {
 			t.Errorf("%s is written %s, %v; want %s", text, formatDuration(d), err, want)
 		}
 	}
-}
-
-func FuzzYAML(f *testing.F) {
-	f.Add([]byte(Example()))
-	f.Add([]byte("environments: [{id: a, key: {env: X}}]\nlog: {level: x}"))
-	f.Add([]byte("a: &b\n  ? c : *b\n<<: 1"))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		var c Config
-		for _, p := range readYAML(world(nil, nil), "f.yaml", text, &c) {
-			if p.text() == "" {
-				t.Fatal("a problem without words")
-			}
-		}
-	})
 }
