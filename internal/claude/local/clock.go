@@ -80,17 +80,22 @@ func (c *ManualClock) Advance(d time.Duration) {
 
 // AwaitAlarm blocks until somebody waits for a moment at least d ahead, so that
 // a test moves the clock only after the code under test has begun to wait.
-func (c *ManualClock) AwaitAlarm(d time.Duration) {
+func (c *ManualClock) AwaitAlarm(d time.Duration) { c.AwaitAlarms(1, d) }
+
+// AwaitAlarms is AwaitAlarm for n waiters.
+func (c *ManualClock) AwaitAlarms(n int, d time.Duration) {
 	for {
 		c.mu.Lock()
-		changed := c.changed
+		changed, found := c.changed, 0
 		for _, a := range c.waiting {
 			if !a.at.Before(c.now.Add(d)) {
-				c.mu.Unlock()
-				return
+				found++
 			}
 		}
 		c.mu.Unlock()
+		if found >= n {
+			return
+		}
 		<-changed
 	}
 }

@@ -60,15 +60,16 @@ type webhookSender struct {
 	opt       WebhookOptions
 	server    *Server
 	endpoints []*endpoint
+
+	mu      sync.Mutex    // guards the states
+	changed chan struct{} // closed and replaced when one changes
 }
 
 type endpoint struct {
 	Endpoint
 	signer *standardwebhooks.Webhook
 	queue  chan notification
-
-	mu    sync.Mutex
-	state WebhookState
+	state  WebhookState
 }
 
 type notification struct {
@@ -85,7 +86,7 @@ func newWebhookSender(s *Server, o WebhookOptions) *webhookSender {
 	client := *o.Client
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	o.Client = &client
-	h := &webhookSender{opt: o, server: s}
+	h := &webhookSender{opt: o, server: s, changed: make(chan struct{})}
 	for _, e := range o.Endpoints {
 		signer, err := standardwebhooks.NewWebhook(e.Secret)
 		if err != nil {
@@ -129,21 +130,23 @@ func (h *webhookSender) notify(typ, id string, extra map[string]any) {
 			select {
 			case ep.queue <- n:
 			default:
-				ep.count(func(s *WebhookState) { s.Dropped++ })
+				h.count(ep, func(s *WebhookState) { s.Dropped++ })
 			}
 		}
 	}
 }
 
-func (ep *endpoint) count(f func(*WebhookState)) {
-	ep.mu.Lock()
-	defer ep.mu.Unlock()
+func (h *webhookSender) count(ep *endpoint, f func(*WebhookState)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	f(&ep.state)
+	close(h.changed)
+	h.changed = make(chan struct{})
 }
 
-func (ep *endpoint) disabled() bool {
-	ep.mu.Lock()
-	defer ep.mu.Unlock()
+func (h *webhookSender) disabled(ep *endpoint) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	return ep.state.Disabled
 }
 
@@ -155,7 +158,7 @@ func (h *webhookSender) deliver(ctx context.Context, ep *endpoint) {
 		case <-ctx.Done():
 			return
 		case n := <-ep.queue:
-			if !ep.disabled() {
+			if !h.disabled(ep) {
 				h.try(ctx, ep, n)
 			}
 		}
@@ -174,16 +177,16 @@ func (h *webhookSender) try(ctx context.Context, ep *endpoint, n notification) {
 		status, err := h.post(ctx, ep, n)
 		switch {
 		case err == nil && status >= 200 && status < 300:
-			ep.count(func(s *WebhookState) { s.Delivered++ })
+			h.count(ep, func(s *WebhookState) { s.Delivered++ })
 			return
 		case err == nil && status >= 300 && status < 400:
-			ep.count(func(s *WebhookState) { s.Disabled = true; s.Failed++ })
+			h.count(ep, func(s *WebhookState) { s.Disabled = true; s.Failed++ })
 			h.server.log.Warn("webhook endpoint disabled: it answered with a redirect", "url", ep.URL)
 			return
 		}
 	}
 	if ctx.Err() == nil {
-		ep.count(func(s *WebhookState) { s.Failed++ })
+		h.count(ep, func(s *WebhookState) { s.Failed++ })
 	}
 }
 
@@ -216,13 +219,35 @@ func (h *webhookSender) post(ctx context.Context, ep *endpoint, n notification) 
 	return resp.StatusCode, resp.Body.Close()
 }
 
+// states returns the endpoints' states and a channel that closes when they
+// change.
+func (h *webhookSender) states() ([]WebhookState, <-chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []WebhookState
+	for _, ep := range h.endpoints {
+		all = append(all, ep.state)
+	}
+	return all, h.changed
+}
+
 // Webhooks returns the state of the endpoints, in the order of the options.
 func (s *Server) Webhooks() []WebhookState {
-	var all []WebhookState
-	for _, ep := range s.hooks.endpoints {
-		ep.mu.Lock()
-		all = append(all, ep.state)
-		ep.mu.Unlock()
-	}
+	all, _ := s.hooks.states()
 	return all
+}
+
+// AwaitWebhooks waits until the endpoints' states satisfy done.
+func (s *Server) AwaitWebhooks(ctx context.Context, done func([]WebhookState) bool) error {
+	for {
+		all, changed := s.hooks.states()
+		if done(all) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
