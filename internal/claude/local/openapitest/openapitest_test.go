@@ -54,6 +54,7 @@ func TestWhatTheDescriptionRefusesIsReported(t *testing.T) {
 		"a frame under a wrong name":   {"GET", "/v1/sessions/s/events/stream", "", 200, "text/event-stream", "event: x\ndata: " + eventOK + "\n\n", "named"},
 		"a frame without a time":       {"GET", "/v1/sessions/s/events/stream", "", 200, "text/event-stream", "event: session.status_running\ndata: {\"type\":\"session.status_running\",\"id\":\"sevt_1\"}\n\n", "processed_at"},
 		"stop without a body":          {"POST", "/v1/environments/env_1/work/work_1/stop", `{}`, 204, "", "", ""},
+		"a health check":               {"GET", "/v1/environments/env_1/work/poll", "", 200, jsonMIME, `{"data":{"type":"healthcheck"}}`, ""},
 		"a poll that found nothing":    {"GET", "/v1/environments/env_1/work/poll?block_ms=999", "", 200, jsonMIME, "null", ""},
 	}
 	for name, tt := range tests {
