@@ -207,6 +207,23 @@ func TestASnapshotIsFixedAndTakesOverrides(t *testing.T) {
 	}
 }
 
+func TestASessionMayOverrideItsAgent(t *testing.T) {
+	d := openDoor(t, Options{})
+	env := d.want(200, "POST", "/v1/environments", `{"name":"e","config":{"type":"self_hosted"}}`).Body["id"].(string)
+	id := d.want(200, "POST", "/v1/agents", `{"name":"n","model":"m","system":"s","multiagent":{"type":"multiagent_20261001"},
+		"tools":[{"type":"agent_toolset_20260401"}]}`).Body["id"].(string)
+	session := d.want(200, "POST", "/v1/sessions", `{"environment_id":"`+env+`","agent":{"type":"agent_with_overrides","id":"`+id+`","version":1,
+		"model":"other","system":null,"tools":[{"type":"custom","name":"t","description":"d","input_schema":{"type":"object"}}]}}`).Body
+	agent := session["agent"].(map[string]any)
+	tool := agent["tools"].([]any)[0].(map[string]any)
+	if agent["model"].(map[string]any)["id"] != "other" || agent["system"] != nil || tool["name"] != "t" || agent["version"] != 1.0 {
+		t.Errorf("the session's agent is %v", agent)
+	}
+	if got := d.want(200, "GET", "/v1/agents/"+id, "").Body; got["system"] != "s" || got["version"] != 1.0 {
+		t.Errorf("the override changed the agent to %v", got)
+	}
+}
+
 func TestATeamIsOneLevelDeep(t *testing.T) {
 	d := openDoor(t, Options{})
 	lead := d.want(200, "POST", "/v1/agents", `{"name":"lead","model":"m","multiagent":{"type":"multiagent_20261001"}}`).Body

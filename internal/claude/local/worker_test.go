@@ -1,6 +1,7 @@
 package local
 
 import (
+	"archive/zip"
 	"bytes"
 	"context"
 	"fmt"
@@ -274,13 +275,13 @@ func TestTheSDKWorkerInstallsSkills(t *testing.T) {
 	w := newWorld(t, Options{LeaseTTL: workerLease}, `
 name: skills
 steps:
-  - calls: [{tool: bash, input: {command: "cat skills/pdf-forms/fill.sh; ls skills"}, expect: {text: "(?s)fill it.*pdf-forms", not: evil}}]
+  - calls: [{tool: bash, input: {command: "cat skills/pdf-forms/fill.sh; ls skills; ls ../.."}, expect: {text: "(?s)fill it.*pdf-forms", not: escaped}}]
 `)
 	good, _, err := w.srv.SeedSkill(SkillSeed{Name: "pdf-forms", Description: "Fills forms.", Files: map[string]string{"fill.sh": "fill it\n"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	evil, _, err := w.srv.SeedSkill(SkillSeed{Name: "evil", Archive: []byte("this is no archive")})
+	evil, _, err := w.srv.SeedSkill(SkillSeed{Name: "evil", Archive: zipOf(t, "evil/SKILL.md", "evil/../../../escaped")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,6 +292,22 @@ steps:
 	session := w.session("go")
 	w.startWorker()
 	w.finished(session)
+}
+
+// zipOf makes an archive with members of these names, however hostile.
+func zipOf(t *testing.T, names ...string) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	z := zip.NewWriter(&buf)
+	for _, name := range names {
+		if _, err := z.Create(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
 }
 
 // mountUnder rewrites the mount paths of sessions on their way to the worker, so
