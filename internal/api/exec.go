@@ -34,7 +34,7 @@ func (s *server) exec(api huma.API) {
 	op := operation("exec", http.MethodPost, "/api/v1/sessions/{id}/exec", "Run a command in the session's sandbox")
 	op.Description = "Starts the sandbox if it sleeps. The command runs beside the agent's own, as the same user."
 	huma.Register(api, op, func(ctx context.Context, in *struct {
-		sessionPath
+		SessionPath
 		Body Exec
 	}) (*answer[ExecResult], error) {
 		timeout := time.Duration(in.Body.TimeoutMS) * time.Millisecond

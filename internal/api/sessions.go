@@ -81,18 +81,21 @@ type Page[T any] struct {
 
 type answer[T any] struct{ Body T }
 
-type sessionPath struct {
+// SessionPath names a session in a path. Exported because huma looks at exported
+// fields only.
+type SessionPath struct {
 	ID string `path:"id" maxLength:"128" doc:"session id"`
 }
 
-type pageQuery struct {
+// PageQuery asks for a page of a list.
+type PageQuery struct {
 	Limit int    `query:"limit" minimum:"1" maximum:"200" default:"50"`
 	After string `query:"after" maxLength:"64" doc:"cursor of the page before"`
 }
 
 func (s *server) sessions(api huma.API) {
 	huma.Register(api, operation("list-sessions", http.MethodGet, "/api/v1/sessions", "Sessions, the one that changed last first"),
-		func(ctx context.Context, in *pageQuery) (*answer[Page[Session]], error) {
+		func(ctx context.Context, in *PageQuery) (*answer[Page[Session]], error) {
 			before, err := timeCursor(in.After)
 			if err != nil {
 				return nil, problem(err)
@@ -112,7 +115,7 @@ func (s *server) sessions(api huma.API) {
 		})
 
 	huma.Register(api, operation("get-session", http.MethodGet, "/api/v1/sessions/{id}", "One session"),
-		func(ctx context.Context, in *sessionPath) (*answer[Session], error) {
+		func(ctx context.Context, in *SessionPath) (*answer[Session], error) {
 			r, err := s.Records.Session(ctx, in.ID)
 			if err != nil {
 				return nil, s.failed(err)
@@ -132,8 +135,8 @@ func (s *server) sessions(api huma.API) {
 
 	huma.Register(api, operation("list-calls", http.MethodGet, "/api/v1/sessions/{id}/calls", "The ledger of a session, in order of arrival"),
 		func(ctx context.Context, in *struct {
-			sessionPath
-			pageQuery
+			SessionPath
+			PageQuery
 		}) (*answer[Page[Call]], error) {
 			after, err := seqCursor(in.After)
 			if err != nil {
@@ -158,8 +161,8 @@ func (s *server) sessions(api huma.API) {
 
 	huma.Register(api, operation("list-events", http.MethodGet, "/api/v1/sessions/{id}/events", "The event log of a session, oldest first"),
 		func(ctx context.Context, in *struct {
-			sessionPath
-			pageQuery
+			SessionPath
+			PageQuery
 		}) (*answer[Page[event.Event]], error) {
 			after, err := seqCursor(in.After)
 			if err != nil {

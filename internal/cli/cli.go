@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -130,12 +131,10 @@ func (d *deps) exit(err error) int {
 
 // message is an error's text without the next step, which stands on its own line.
 func message(err error, f *fault.Error) string {
-	c := *f
-	c.Next = ""
-	if error(f) == err || f.Next == "" {
-		return c.Error()
+	if f.Next == "" {
+		return err.Error()
 	}
-	return err.Error()
+	return strings.TrimSuffix(err.Error(), "; "+f.Next)
 }
 
 // config loads the configuration once.

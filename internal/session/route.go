@@ -53,20 +53,17 @@ func (st *step) route() {
 		return
 	}
 	for _, c := range st.inOrder() {
-		if c.State != Seen && c.State != Held {
-			continue
-		}
-		switch st.permission(c) {
-		case "allow":
+		switch verdict := st.permission(c); {
+		case c.State != Seen && c.State != Held && c.State != Ready:
+		case verdict == "deny":
+			st.close(c, Settled, "denied")
+		case c.State == Ready:
+		case verdict == "allow":
 			c.State = Ready
 			st.touch(c)
-		case "deny":
-			st.close(c, Settled, "denied")
-		default:
-			if c.State != Held {
-				c.State = Held
-				st.touch(c)
-			}
+		case c.State == Seen:
+			c.State = Held
+			st.touch(c)
 		}
 	}
 }
@@ -86,33 +83,34 @@ func (s *State) permission(c *Call) string {
 	return "hold"
 }
 
-// dispatch starts what may run, and the sandbox when something needs one.
+// dispatch starts what may run, asks for what runs since an earlier run, and
+// starts the sandbox when something needs one.
 func (st *step) dispatch() {
 	if !st.synced {
 		return
 	}
 	open := st.inOrder()
 	for i, c := range open {
-		needs := c.State == Ready || c.State == Started && c.Instance != st.Instance
-		if !needs {
+		if c.State != Ready && (c.State != Started || c.running && c.Instance == st.Instance) {
 			continue
 		}
 		st.wantSandbox()
 		if st.State.Sandbox != SandboxReady {
 			return
 		}
-		if c.State == Started {
+		switch {
+		case c.State == Started && c.Instance == st.Instance:
+			c.running = true
+			st.effect(RecallCall{ID: c.ID})
+		case c.State == Started:
 			// Another guest was told to run it, and it is gone.
 			st.result(c, text("The sandbox was restarted while this call was running, and it is not known how far it got. "+
 				"Files in /workspace were kept; running processes and shell state are gone."), true)
-			continue
+		case !blocked(c, open[:i]):
+			c.State, c.StartedAt, c.Instance, c.running = Started, st.now, st.Instance, true
+			st.touch(c)
+			st.effect(RunCall{ID: c.ID})
 		}
-		if blocked(c, open[:i]) {
-			continue
-		}
-		c.State, c.StartedAt, c.Instance = Started, st.now, st.Instance
-		st.touch(c)
-		st.effect(RunCall{ID: c.ID})
 	}
 }
 
@@ -124,39 +122,29 @@ func (st *step) wantSandbox() {
 	}
 }
 
-// recall asks the guest for the calls that an earlier process started on this
-// very guest. It is called once, when the sandbox is up.
-func (st *step) recall() {
-	for _, c := range st.inOrder() {
-		if c.State == Started && c.Instance == st.Instance {
-			st.effect(RecallCall{ID: c.ID})
-		}
-	}
-}
-
 // blocked reports whether a ready call has to wait for an earlier one. Calls run
-// side by side, with two exceptions that agents rely on: the commands of one
-// shell run in order, and whatever comes after a file was written sees it
-// written. Nothing but the next command waits for a shell.
+// side by side, with the exceptions that agents rely on: the commands of one
+// shell run in order, what comes after a write sees it, and a write does not
+// overtake what reads before it. Nothing but the next command waits for a shell.
 func blocked(c *Call, earlier []*Call) bool {
 	for _, o := range earlier {
-		if o.State != Ready && o.State != Started {
+		if o.State != Ready && o.State != Started || o.Custom || c.Custom {
 			continue
 		}
-		if o.Custom || c.Custom {
-			continue
-		}
-		switch o.Name {
-		case tool.Write, tool.Edit:
-			return true
-		case tool.Bash:
+		switch {
+		case o.Name == tool.Bash:
 			if c.Name == tool.Bash && c.Thread == o.Thread {
 				return true
 			}
+		case writes(o), writes(c):
+			return true
 		}
 	}
 	return false
 }
+
+// writes reports whether a call changes a file by itself.
+func writes(c *Call) bool { return c.Name == tool.Write || c.Name == tool.Edit }
 
 // send posts results that are ready to go.
 func (st *step) send() {
@@ -170,40 +158,6 @@ func (st *step) send() {
 		c.posting = true
 		st.effect(Post{ID: c.ID})
 	}
-}
-
-// wantRead asks for the history as soon as possible.
-func (st *step) wantRead() {
-	if st.reading {
-		st.readAgain = true
-		return
-	}
-	st.readNext = st.now
-}
-
-// read starts a read of the history when one is due.
-func (st *step) read() {
-	if st.reading || !st.connected || st.released {
-		return
-	}
-	if st.readAgain {
-		st.readAgain = false
-		st.readNext = st.now
-	}
-	if st.readNext.IsZero() && st.synced && st.busy() && !st.now.Before(st.readAt.Add(st.Rules.ReadEvery)) {
-		st.readNext = st.now
-	}
-	if st.readNext.IsZero() || st.readNext.After(st.now) {
-		return
-	}
-	st.reading, st.readNext = true, time.Time{}
-	st.reads++
-	since := st.Cursor
-	if !since.IsZero() {
-		since = since.Add(-Overlap)
-	}
-	st.readHighest = time.Time{}
-	st.effect(ReadHistory{Since: since, Generation: st.generation})
 }
 
 // busy reports whether the session may get further without us hearing of it.
@@ -227,29 +181,28 @@ func (s *State) turnOver() bool {
 // release gives the work item back once the turn has been over for a while and
 // a last look at the history found nothing new.
 func (st *step) release() {
-	if !st.synced || st.reading || st.released || !st.turnOver() {
-		if !st.turnOver() {
-			st.turnOverAt, st.releasing = time.Time{}, false
-		}
+	if !st.turnOver() {
+		st.turnOpen()
+		return
+	}
+	if !st.synced || st.reading || st.released {
 		return
 	}
 	if st.turnOverAt.IsZero() {
-		st.turnOverAt, st.releasing = st.now, false
+		st.turnOverAt = st.now
 	}
-	if st.now.Before(st.turnOverAt.Add(st.Rules.ReleaseAfter)) {
-		return
+	switch {
+	case st.now.Before(st.turnOverAt.Add(st.Rules.ReleaseAfter)):
+	case st.releasing == 0 && !st.readNext.IsZero(): // that read comes first
+	case st.releasing == 0:
+		st.releasing = st.reads + 1
+		st.wantRead()
+		st.read()
+	case st.readsDone >= st.releasing:
+		st.released = true
+		st.State.Lease = LeaseEnding
+		st.effect(StopWork{Why: "the turn is over: " + st.StopReason, Stop: true})
 	}
-	if !st.releasing {
-		if st.readNext.IsZero() {
-			st.wantRead()
-			st.releasing = true
-			st.read()
-		}
-		return
-	}
-	st.released = true
-	st.State.Lease = LeaseEnding
-	st.effect(StopWork{Why: "the turn is over: " + st.StopReason, Stop: true})
 }
 
 // wakeAt returns when time alone would change something.
@@ -257,16 +210,10 @@ func (s *State) wakeAt() time.Time {
 	if s.Lease != LeaseHeld {
 		return time.Time{}
 	}
-	var at time.Time
+	at := s.readDue()
 	due := func(t time.Time) {
 		if !t.IsZero() && (at.IsZero() || t.Before(at)) {
 			at = t
-		}
-	}
-	if s.connected && !s.reading {
-		due(s.readNext)
-		if s.synced && s.busy() {
-			due(s.readAt.Add(s.Rules.ReadEvery))
 		}
 	}
 	for _, c := range s.Calls {
@@ -274,7 +221,7 @@ func (s *State) wakeAt() time.Time {
 			due(c.postAfter)
 		}
 	}
-	if !s.turnOverAt.IsZero() && !s.released && !s.reading && s.readNext.IsZero() {
+	if !s.turnOverAt.IsZero() && s.releasing == 0 && s.readNext.IsZero() && s.synced && !s.reading && !s.released {
 		due(s.turnOverAt.Add(s.Rules.ReleaseAfter))
 	}
 	return at
