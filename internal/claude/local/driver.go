@@ -20,13 +20,13 @@ func (s *Server) wakeSession(se *session) {
 
 func (s *Server) drive(se *session) {
 	for {
-		t := s.beginTurn(se)
+		t, ctx := s.beginTurn(se)
 		if t == nil {
 			return
 		}
-		err := s.runBrain(t)
+		err := s.runBrain(ctx, t)
 		if err == nil {
-			_, err = t.Wait(t.ctx) // for calls that the brain left open
+			_, err = t.Wait(ctx) // for calls that the brain left open
 		}
 		s.endTurn(t, err)
 		t.cancel(nil)
@@ -35,7 +35,7 @@ func (s *Server) drive(se *session) {
 
 // runBrain runs the brain that the session asks for. A panic in it must not take
 // the platform down, since a test's brain is a test's code.
-func (s *Server) runBrain(t *Turn) (err error) {
+func (s *Server) runBrain(ctx context.Context, t *Turn) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the brain panicked: %v", p)
@@ -45,20 +45,21 @@ func (s *Server) runBrain(t *Turn) (err error) {
 	if s.opt.Brain != nil && t.Metadata()[scenarioKey] == "" {
 		brain = s.opt.Brain
 	}
-	return brain.Run(t.ctx, t)
+	return brain.Run(ctx, t)
 }
 
-// beginTurn takes the input and makes the session running. It returns nil, and
-// the driver is over, when there is nothing to do.
-func (s *Server) beginTurn(se *session) *Turn {
+// beginTurn takes the input and makes the session running. The context ends with
+// the turn. It returns nil, and the driver is over, when there is nothing to do.
+func (s *Server) beginTurn(se *session) (*Turn, context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || se.deleted || se.Status == statusTerminated || !se.hasInput() {
 		se.driven = false
-		return nil
+		return nil, nil
 	}
 	t := &Turn{s: s, se: se}
-	t.ctx, t.cancel = context.WithCancelCause(s.ctx)
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	t.cancel = cancel
 	if se.hungry {
 		for _, e := range se.log.processed {
 			if e.Type == "user.define_outcome" {
@@ -70,7 +71,7 @@ func (s *Server) beginTurn(se *session) *Turn {
 	t.input = append(t.input, s.consume(se)...)
 	se.turn = t
 	s.goRunning(se)
-	return t
+	return t, ctx
 }
 
 // endTurn makes the session idle, with the reason that fits, and does what the

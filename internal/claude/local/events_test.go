@@ -1,6 +1,7 @@
 package local
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -476,7 +477,7 @@ func TestTerminatingAThreadSettlesItsCalls(t *testing.T) {
 	brain := &brainFunc{}
 	w.srv.opt.Brain = brain
 	settled := make(chan []Result, 1)
-	brain.run = func(b *brainFunc, t *Turn) error {
+	brain.run = func(ctx context.Context, t *Turn) error {
 		child, err := t.CreateThread("helper", nil)
 		if err != nil {
 			return err
@@ -491,7 +492,7 @@ func TestTerminatingAThreadSettlesItsCalls(t *testing.T) {
 		if err := t.TerminateThread(child); err != nil {
 			return err
 		}
-		results, err := t.Wait(t.ctx, ids...)
+		results, err := t.Wait(ctx, ids...)
 		settled <- results
 		return err
 	}

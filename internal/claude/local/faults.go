@@ -103,6 +103,8 @@ func (f *Fault) check() error {
 		f.On = ops[0]
 	case f.On == "":
 		return errors.New("fault: on is required for the kind " + string(f.Kind))
+	case f.On == "stream" && (f.Kind == Drop || f.Kind == SlowBody):
+		return errors.New("fault: the kind " + string(f.Kind) + " does not strike streams; use cut")
 	case len(ops) > 0 && !slices.Contains(ops, f.On):
 		return errors.New("fault: the kind " + string(f.Kind) + " strikes only " + strings.Join(ops, ", "))
 	}
@@ -197,7 +199,11 @@ func (t *faultTable) take(r *http.Request, sub subject) *Fault {
 }
 
 func (f *Fault) fits(r *http.Request, sub subject) bool {
-	if f.On != "*" && f.On != operation(r.Method, r.URL.Path) && f.On != shape(r.Method, r.URL.Path) {
+	op := operation(r.Method, r.URL.Path)
+	if op == "stream" && (f.Kind == Drop || f.Kind == SlowBody) {
+		return false // a stream has no end to wait for; see CutStream
+	}
+	if f.On != "*" && f.On != op && f.On != shape(r.Method, r.URL.Path) {
 		return false
 	}
 	return (f.Environment == "" || f.Environment == sub.environment) &&

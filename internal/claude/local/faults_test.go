@@ -272,7 +272,7 @@ func TestStrangeItemsCanBeQueued(t *testing.T) {
 func TestFaultsAreChecked(t *testing.T) {
 	w := newWorld(t, Options{})
 	for _, f := range []Fault{
-		{}, {Kind: "gremlin", On: "poll"}, {Kind: Drop}, {Kind: LeaseLost, On: "poll"}, {Kind: SendCode, On: "poll"}, {Kind: SendCode, On: "poll", Status: 200},
+		{}, {Kind: "gremlin", On: "poll"}, {Kind: Drop}, {Kind: LeaseLost, On: "poll"}, {Kind: SendCode, On: "poll"}, {Kind: SendCode, On: "poll", Status: 200}, {Kind: Drop, On: "stream"},
 	} {
 		if err := w.srv.Inject(f); err == nil {
 			t.Errorf("%+v was accepted", f)

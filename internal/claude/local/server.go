@@ -60,7 +60,9 @@ type Options struct {
 	StrictBeta bool
 	// StopRequeues follows an item that is stopped while its session still has
 	// calls or messages open with a new item. The platform is not known to do so
-	// (contract §3.1, §12.32), hence off by default.
+	// (contract §3.1, §12.32), hence off by default. With it, no message is lost
+	// to a worker that is just leaving, and a worker that keeps failing gets the
+	// work again and again.
 	StopRequeues bool
 
 	// LeaseTTL is how long a lease lives after ack or a heartbeat: default 300 s,
@@ -134,7 +136,7 @@ type Server struct {
 	agents agentSource  // set by the agents' registration
 	stores memorySource // set by the memory stores' registration
 
-	ctx    context.Context // ends at Close; the parent of every turn and delivery
+	ctx    context.Context // the server's own life; the parent of every turn and delivery
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // every goroutine of the server
 

@@ -14,10 +14,10 @@ import (
 
 // brainFunc is a brain made of a function.
 type brainFunc struct {
-	run func(*brainFunc, *Turn) error
+	run func(context.Context, *Turn) error
 }
 
-func (b *brainFunc) Run(_ context.Context, t *Turn) error { return b.run(b, t) }
+func (b *brainFunc) Run(ctx context.Context, t *Turn) error { return b.run(ctx, t) }
 
 func TestAStreamShowsWhatHappensFromNowOn(t *testing.T) {
 	w := newWorld(t, Options{})
@@ -107,7 +107,7 @@ func TestUnknownDeltasAreRefused(t *testing.T) {
 func TestABrainsErrorEndsTheTurnAndTheNextMessageBeginsAnother(t *testing.T) {
 	w := newWorld(t, Options{})
 	turns := 0
-	w.srv.opt.Brain = &brainFunc{run: func(_ *brainFunc, t *Turn) error {
+	w.srv.opt.Brain = &brainFunc{run: func(_ context.Context, t *Turn) error {
 		turns++
 		if turns == 1 {
 			return errors.New("no more tokens")
@@ -134,9 +134,9 @@ func TestABrainsErrorEndsTheTurnAndTheNextMessageBeginsAnother(t *testing.T) {
 func TestATurnIsRefusedAfterAnInterrupt(t *testing.T) {
 	w := newWorld(t, Options{})
 	refused := make(chan error, 1)
-	w.srv.opt.Brain = &brainFunc{run: func(_ *brainFunc, t *Turn) error {
-		<-t.ctx.Done()
-		refused <- errors.Join(t.Message("", "too late"), context.Cause(t.ctx))
+	w.srv.opt.Brain = &brainFunc{run: func(ctx context.Context, t *Turn) error {
+		<-ctx.Done()
+		refused <- errors.Join(t.Message("", "too late"), context.Cause(ctx))
 		return nil
 	}}
 	id := w.session("go")
@@ -152,8 +152,8 @@ func TestATurnIsRefusedAfterAnInterrupt(t *testing.T) {
 
 func TestABrainHearsMoreDuringItsTurn(t *testing.T) {
 	w := newWorld(t, Options{})
-	w.srv.opt.Brain = &brainFunc{run: func(_ *brainFunc, t *Turn) error {
-		if _, err := t.Tools(t.ctx, Call{Name: "bash"}); err != nil {
+	w.srv.opt.Brain = &brainFunc{run: func(ctx context.Context, t *Turn) error {
+		if _, err := t.Tools(ctx, Call{Name: "bash"}); err != nil {
 			return err
 		}
 		said := t.Input()[0].Text()
@@ -205,8 +205,8 @@ func TestCloseEndsEverything(t *testing.T) {
 	se.addThread(&thread{ID: "sthr_1"})
 	s.sessions[se.ID] = se
 	s.mu.Unlock()
-	s.opt.Brain = &brainFunc{run: func(_ *brainFunc, t *Turn) error {
-		_, err := t.Tools(t.ctx, Call{Name: "bash"})
+	s.opt.Brain = &brainFunc{run: func(ctx context.Context, t *Turn) error {
+		_, err := t.Tools(ctx, Call{Name: "bash"})
 		return err
 	}}
 	if _, err := s.Send(se.ID, map[string]any{"type": "user.message", "content": textContent("go")}); err != nil {

@@ -14,7 +14,6 @@ import (
 type Turn struct {
 	s      *Server
 	se     *session
-	ctx    context.Context
 	cancel context.CancelCauseFunc
 	input  []Event
 

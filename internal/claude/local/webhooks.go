@@ -116,7 +116,8 @@ func (h *webhookSender) notify(typ, id string, extra map[string]any) {
 		"type": "event", "id": n.id, "created_at": stamp(h.server.clock.Now()), "data": data,
 	})
 	if err != nil {
-		panic("encoding strings: " + err.Error())
+		h.server.log.Error("encoding a webhook", "type", typ, "error", err) // strings always encode
+		return
 	}
 	copies := 1
 	if h.opt.Duplicate {
