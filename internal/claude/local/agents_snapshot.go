@@ -1,9 +1,6 @@
 package local
 
-import (
-	"bytes"
-	"encoding/json"
-)
+import "encoding/json"
 
 // A session keeps a copy of its agent as it was when the session was created
 // (contract §2.4): later updates do not reach it. agent_with_overrides replaces
@@ -93,17 +90,14 @@ func (g agent) thread() threadAgent {
 	}
 }
 
-// asMap turns a reply into the map that its JSON stands for. Numbers keep their
-// digits.
+// asMap turns a reply into the map that its JSON stands for.
 func asMap(v any) (map[string]any, *apiError) {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return nil, fail(500, "encoding: %v", err)
 	}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.UseNumber()
 	var m map[string]any
-	if err := d.Decode(&m); err != nil {
+	if err := json.Unmarshal(raw, &m); err != nil {
 		return nil, fail(500, "encoding: %v", err)
 	}
 	return m, nil
