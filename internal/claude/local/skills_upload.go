@@ -118,7 +118,7 @@ func uploadedSkill(w http.ResponseWriter, r *http.Request) (c skillContent, disp
 	files := map[string][]byte{}
 	for {
 		part, err := parts.NextPart()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		var content []byte

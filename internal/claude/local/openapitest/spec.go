@@ -10,6 +10,7 @@ package openapitest
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
@@ -46,7 +48,9 @@ type spec struct {
 var published = sync.OnceValues(load)
 
 func load() (*spec, error) {
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", sdkModule).Output()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", sdkModule).Output()
 	dir := strings.TrimSpace(string(out))
 	if err != nil || dir == "" {
 		return nil, fmt.Errorf("find module %s (is the go command on the PATH, and the module downloaded?): %w", sdkModule, err)
