@@ -167,10 +167,16 @@ func (b *Backend) Close() error {
 		s.abandon()
 	}
 	b.watchers.Wait()
-	if b.limits != nil {
-		b.limits.close()
-	}
 	return nil
+}
+
+func (b *Backend) isClosing() bool {
+	select {
+	case <-b.closing:
+		return true
+	default:
+		return false
+	}
 }
 
 func (b *Backend) folder(id string) folder { return folder(filepath.Join(b.sandboxes, id)) }

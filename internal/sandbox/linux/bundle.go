@@ -24,6 +24,7 @@ type layout struct {
 	guest     string   // our binary
 	workspace string
 	cgroup    string // cgroup path, "" when there are no limits
+	unified   bool   // the cgroup is of version 2
 	ids       identity
 }
 
@@ -86,6 +87,9 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 	if l.cgroup != "" {
 		s.Linux.CgroupsPath = l.cgroup
 		s.Linux.Resources = resources(limits)
+		if l.unified { // half a sandbox is no use
+			s.Linux.Resources.Unified = map[string]string{"memory.oom.group": "1"}
+		}
 	}
 	return s
 }

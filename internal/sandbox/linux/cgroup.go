@@ -33,21 +33,25 @@ var controllers = []string{"cpu", "memory", "pids"}
 
 const cgroupMount = "/sys/fs/cgroup"
 
-// openCgroups makes the parent cgroup of a data folder's sandboxes. The error
-// says in one sentence why this host enforces no limits.
+// openCgroups finds out whether limits can be enforced. The error says in one
+// sentence why this host does not.
 func openCgroups(mount, dataDir string) (*cgroups, error) {
 	c := &cgroups{mount: mount, parent: cgroupName(dataDir)}
 	_, err := os.Stat(filepath.Join(mount, "cgroup.controllers"))
 	c.unified = err == nil
-	if c.unified {
-		err = c.openUnified()
-	} else {
-		err = c.openSplit()
-	}
-	if err != nil {
+	if err := c.makeParent(); err != nil {
 		return nil, err
 	}
+	c.removeParent()
 	return c, nil
+}
+
+// makeParent makes the parent of all sandboxes' cgroups, or finds it.
+func (c *cgroups) makeParent() error {
+	if c.unified {
+		return c.makeUnified()
+	}
+	return c.makeSplit()
 }
 
 func cgroupName(dataDir string) string {
@@ -55,8 +59,8 @@ func cgroupName(dataDir string) string {
 	return "berth-" + hex.EncodeToString(sum[:4])
 }
 
-// openSplit is for version 1: one tree for each controller.
-func (c *cgroups) openSplit() error {
+// makeSplit is for version 1: one tree for each controller.
+func (c *cgroups) makeSplit() error {
 	for _, ctl := range controllers {
 		at := filepath.Join(c.mount, ctl)
 		if _, err := os.Stat(filepath.Join(at, "cgroup.procs")); err != nil {
@@ -69,9 +73,9 @@ func (c *cgroups) openSplit() error {
 	return nil
 }
 
-// openUnified is for version 2: one tree, and a parent hands its controllers on
+// makeUnified is for version 2: one tree, and a parent hands its controllers on
 // to its children, which it may only while it has no processes of its own.
-func (c *cgroups) openUnified() error {
+func (c *cgroups) makeUnified() error {
 	have, err := os.ReadFile(filepath.Join(c.mount, "cgroup.controllers"))
 	if err != nil {
 		return fmt.Errorf("read cgroup controllers: %w", err)
@@ -128,7 +132,7 @@ func (c *cgroups) oomKills(id string) int {
 }
 
 // remove removes a sandbox's cgroup from every tree. Its processes have been
-// killed; the kernel may take a moment to agree.
+// killed; the kernel may take a moment to agree. The parent goes with the last.
 func (c *cgroups) remove(ctx context.Context, id string) error {
 	dirs, err := c.everywhere(filepath.Join(c.parent, id))
 	if err != nil {
@@ -139,6 +143,7 @@ func (c *cgroups) remove(ctx context.Context, id string) error {
 			return fmt.Errorf("remove cgroup: %w", err)
 		}
 	}
+	c.removeParent()
 	return nil
 }
 
@@ -181,10 +186,11 @@ func removeCgroup(ctx context.Context, dir string) error {
 	}
 }
 
-// close removes the parent cgroup if no sandbox is left in it.
-func (c *cgroups) close() {
+// removeParent removes the parent if no sandbox is left in it. The runtime makes
+// it again if that is just about to change.
+func (c *cgroups) removeParent() {
 	dirs, _ := c.everywhere(c.parent)
 	for _, dir := range dirs {
-		_ = unix.Rmdir(dir) // busy: sandboxes run on
+		_ = unix.Rmdir(dir) // busy: sandboxes run
 	}
 }

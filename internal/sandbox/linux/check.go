@@ -55,12 +55,7 @@ func checkKernel() sandbox.Info {
 
 // kernelVersion reads "6.18.44-generic"; what it cannot read is 0.
 func kernelVersion(release string) (major, minor int) {
-	parts := strings.SplitN(release, ".", 3)
-	if len(parts) < 2 {
-		return 0, 0
-	}
-	major, _ = strconv.Atoi(parts[0])
-	minor, _ = strconv.Atoi(strings.TrimRight(parts[1], "+-abcdefghijklmnopqrstuvwxyz"))
+	_, _ = fmt.Sscanf(release, "%d.%d", &major, &minor)
 	return major, minor
 }
 

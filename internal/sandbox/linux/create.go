@@ -118,7 +118,10 @@ func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *pr
 		guest: stage.inside(filepath.Join(b.binaries, p.binary)), ids: b.runtime.ids,
 	}
 	if b.limits != nil {
-		l.cgroup = b.limits.path(s.id)
+		if err := b.limits.makeParent(); err != nil {
+			return nil, err
+		}
+		l.cgroup, l.unified = b.limits.path(s.id), b.limits.unified
 	}
 	config, err := json.Marshal(ociSpec(l, r.Limits))
 	if err != nil {

@@ -15,13 +15,14 @@ import (
 )
 
 func TestConformance(t *testing.T) {
+	needNamespaces(t)
 	binary, dir := testbin.Path(t), dataDir(t)
 	sandboxtest.Run(t, func(t *testing.T) sandbox.Backend { return open(t, binary, dir) })
 }
 
 // dataDir is a folder with a short path, as the backend needs it. It and all
 // that runs in it are gone after the test.
-func dataDir(t *testing.T) string {
+func dataDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "berth-")
 	if err != nil {
@@ -40,7 +41,7 @@ func dataDir(t *testing.T) string {
 	return dir
 }
 
-func open(t *testing.T, binary, dir string) *linux.Backend {
+func open(t testing.TB, binary, dir string) *linux.Backend {
 	t.Helper()
 	b, err := linux.New(linux.Config{DataDir: dir, Binary: binary, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {

@@ -141,7 +141,7 @@ func (r runtime) open(pid int, id string) (*handle, error) {
 	return h, nil
 }
 
-// Close drops the handle; a wait in progress returns os.ErrClosed.
+// Close drops the handle; a wait in progress returns an error.
 func (h *handle) Close() error { return h.file.Close() }
 
 func (h *handle) signal(sig syscall.Signal) error {

@@ -167,7 +167,7 @@ func (s *Sandbox) watch() {
 	err := s.proc.wait(context.Background()) // abandon ends it
 	if err != nil {
 		_ = s.proc.Close()
-		if !errors.Is(err, os.ErrClosed) {
+		if !s.backend.isClosing() { // abandon was not the reason
 			s.backend.log.Error("sandbox not watched", "sandbox", s.ref.ID, "err", err)
 		}
 		s.hangUp()

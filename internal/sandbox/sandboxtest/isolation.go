@@ -67,13 +67,20 @@ while True: s.accept()[0].sendall(b"pong")' </dev/null >/dev/null 2>&1 & disown`
 		for _, file := range []string{"mem", "environ", "maps", "fd/0", "fd/1", "root", "cwd"} {
 			h.says(g, fmt.Sprintf("head -c 1 /proc/1/%s >/dev/null 2>&1 && echo read", file), "")
 		}
+		if h.oneUser(g) { // then it may end its own sandbox
+			return
+		}
 		h.says(g, "ls /proc/1/fd 2>/dev/null", "")
 		h.sh(g, "kill -9 1; kill -STOP 1; kill -TERM 1; kill -9 -1")
 		h.says(g, "echo alive", "alive")
 	}},
 	{claim: "programs and system files are read-only, scratch is writable", needs: onLinux, run: func(h *host) {
 		_, g := h.start()
-		for _, dir := range []string{"/usr", "/usr/bin", "/etc", "/bin", "/.berth"} {
+		closed := []string{"/usr", "/usr/bin", "/bin"}
+		if !h.oneUser(g) {
+			closed = append(closed, "/", "/etc", "/.berth")
+		}
+		for _, dir := range closed {
 			h.says(g, fmt.Sprintf("touch %s/x 2>/dev/null && echo wrote", dir), "")
 		}
 		for _, dir := range []string{"/tmp", "/var/tmp", "/dev/shm", "/workspace"} {
@@ -108,6 +115,13 @@ mkdir -p d/$(printf 'x%%.0s' $(seq 200))/$(printf 'y%%.0s' $(seq 200)); touch "$
 			h.Errorf("a link was followed out: %v", err)
 		}
 	}},
+}
+
+// oneUser reports whether guest and agent are the same user, as on a host where
+// the backend has no users to give (its Features.Note says so).
+func (h *host) oneUser(g sandbox.Guest) bool {
+	h.Helper()
+	return h.sh(g, "id -u") == h.sh(g, "stat -c %u /proc/1")
 }
 
 // hideHost plants secrets on the host and looks for them inside.
