@@ -9,13 +9,16 @@ import (
 )
 
 // TestMain lets the test binary be the guest and its worker, as the berth
-// binary is.
+// binary is, and a client that dies.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "guest" {
-		if args := os.Args[2:]; slices.Index(args, "worker") == 0 {
-			os.Exit(server.WorkerMain(args[1:]))
-		}
+	switch {
+	case len(os.Args) < 2:
+	case os.Args[1] == "guest" && slices.Index(os.Args, "worker") == 2:
+		os.Exit(server.WorkerMain(os.Args[3:]))
+	case os.Args[1] == "guest":
 		os.Exit(server.Main(os.Args[2:]))
+	case os.Args[1] == "dying-client":
+		dyingClient(os.Args[2:])
 	}
 	os.Exit(m.Run())
 }

@@ -48,7 +48,7 @@ func parseStat(pid int, stat []byte) (process, bool) {
 	}
 	parent, err1 := strconv.Atoi(string(f[1]))
 	session, err2 := strconv.Atoi(string(f[3]))
-	return process{pid: pid, parent: parent, session: session}, err1 == nil && err2 == nil
+	return process{pid, parent, session}, err1 == nil && err2 == nil
 }
 
 // descendants returns the pids below root, parents first.

@@ -2,10 +2,12 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/anthropics/anthropic-sdk-go/v2"
@@ -20,18 +22,18 @@ import (
 // that leaves here.
 type toolbox struct {
 	workdir string
+	files   map[string]anthropic.BetaTool // all but bash; they keep no state
 	wg      sync.WaitGroup
 
 	mu      sync.Mutex
-	files   map[string]anthropic.BetaTool            // all but bash; they keep no state
-	shells  map[string]anthropic.BetaTool            // bash, one for each name
+	shells  map[string]*shell                        // by name
 	cancels map[*wire.Stream]context.CancelCauseFunc // of running calls
 }
 
 const maxShells = 64
 
 func newToolbox(workdir string) *toolbox {
-	b := &toolbox{workdir: workdir, files: map[string]anthropic.BetaTool{}, shells: map[string]anthropic.BetaTool{},
+	b := &toolbox{workdir: workdir, files: map[string]anthropic.BetaTool{}, shells: map[string]*shell{},
 		cancels: map[*wire.Stream]context.CancelCauseFunc{}}
 	for _, t := range agenttoolset.BetaAgentToolset20260401(&agenttoolset.AgentToolContext{Workdir: workdir}) {
 		if t.Name() != tool.Bash {
@@ -51,7 +53,7 @@ func (b *toolbox) serve(r io.Reader, w io.WriteCloser) error {
 	b.mu.Unlock()
 	b.wg.Wait()
 	for _, sh := range b.shells {
-		_ = sh.(io.Closer).Close()
+		_ = sh.tool.(io.Closer).Close()
 	}
 	return err
 }
@@ -119,10 +121,17 @@ func (b *toolbox) execute(ctx context.Context, r wire.Request, input json.RawMes
 			res = tool.Error(fmt.Sprintf("tool %q failed: %v", r.Name, p))
 		}
 	}()
-	t, err := b.tool(r)
-	if err != nil {
-		return tool.Error(err.Error())
+	if r.Name == tool.Bash {
+		return b.bash(ctx, r, input)
 	}
+	t := b.files[r.Name]
+	if t == nil {
+		return tool.Error(fmt.Sprintf("unknown tool %q", r.Name))
+	}
+	return use(ctx, t, input)
+}
+
+func use(ctx context.Context, t anthropic.BetaTool, input json.RawMessage) tool.Result {
 	blocks, err := t.Execute(ctx, input)
 	if err != nil {
 		return tool.Error(err.Error())
@@ -130,24 +139,47 @@ func (b *toolbox) execute(ctx context.Context, r wire.Request, input json.RawMes
 	return result(blocks)
 }
 
-func (b *toolbox) tool(r wire.Request) (anthropic.BetaTool, error) {
+// shell is one persistent bash. The guest sees to it that its commands come
+// one after the other.
+type shell struct {
+	tool anthropic.BetaTool
+	mark string
+}
+
+// bash runs a command and, when it was stopped, kills what the SDK's end of
+// the shell did not reach.
+func (b *toolbox) bash(ctx context.Context, r wire.Request, input json.RawMessage) tool.Result {
+	sh, err := b.shell(r)
+	if err != nil {
+		return tool.Error(err.Error())
+	}
+	before := pids()
+	res := use(ctx, sh.tool, input)
+	if before != nil && (ctx.Err() != nil || timedOut(res)) {
+		killLeftovers(sh.mark, before)
+	}
+	return res
+}
+
+// timedOut recognises the SDK's own text (contract §5.1).
+func timedOut(r tool.Result) bool {
+	return r.IsError && len(r.Content) == 1 && strings.HasSuffix(r.Content[0].Text, "session restarted after timeout")
+}
+
+func (b *toolbox) shell(r wire.Request) (*shell, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if r.Name != tool.Bash {
-		if t := b.files[r.Name]; t != nil {
-			return t, nil
-		}
-		return nil, fmt.Errorf("unknown tool %q", r.Name)
-	}
-	if t := b.shells[r.Shell]; t != nil {
-		return t, nil
+	if sh := b.shells[r.Shell]; sh != nil {
+		return sh, nil
 	}
 	if len(b.shells) >= maxShells {
 		return nil, fmt.Errorf("bash: %d shells are open, which is the limit", maxShells)
 	}
-	t := agenttoolset.BetaBashTool(&agenttoolset.AgentToolContext{Workdir: b.workdir, Env: r.Env})
-	b.shells[r.Shell] = t
-	return t, nil
+	sh := &shell{mark: rand.Text()}
+	env := merge(r.Env, map[string]string{markName: sh.mark})
+	sh.tool = agenttoolset.BetaBashTool(&agenttoolset.AgentToolContext{Workdir: b.workdir, Env: env})
+	b.shells[r.Shell] = sh
+	return sh, nil
 }
 
 // result translates the SDK's blocks.
