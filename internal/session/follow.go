@@ -67,14 +67,14 @@ func (a *actor) followOnce(ctx context.Context, p Platform) error {
 // readHistory lists events page by page and reports how it went.
 func (a *actor) readHistory(ctx context.Context, p Platform, e ReadHistory) {
 	err := p.History(ctx, e.Since, func(page []Event) error {
-		if !a.tell(ctx, message{in: Observed{Events: page, Generation: e.Generation}}) {
+		if !a.tell(ctx, message{in: Observed{Events: page, Read: e.Read}}) {
 			return ctx.Err()
 		}
 		return nil
 	})
 	switch {
 	case err == nil:
-		a.tell(ctx, message{in: HistoryRead{Generation: e.Generation}})
+		a.tell(ctx, message{in: HistoryRead{Read: e.Read}})
 	case StatusOf(err) == 404:
 		a.tell(ctx, message{in: SessionOver{How: "deleted"}})
 	case StatusOf(err) != 0 && !Retryable(err):
@@ -83,7 +83,7 @@ func (a *actor) readHistory(ctx context.Context, p Platform, e ReadHistory) {
 		if ctx.Err() == nil {
 			a.log.Warn("history not read", "err", err)
 		}
-		a.tell(ctx, message{in: HistoryFailed{Generation: e.Generation}})
+		a.tell(ctx, message{in: HistoryFailed{Read: e.Read}})
 	}
 }
 

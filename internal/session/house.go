@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -123,7 +124,7 @@ func (a *actor) moveOut(ctx context.Context, sb sandbox.Sandbox, exit sandbox.Ex
 		a.log.Error("remains of a sandbox not removed", "err", err)
 	}
 	a.forgetSandbox(ctx, event.SandboxLost, exit.Reason)
-	a.step(ctx, SandboxDown{Why: orElse(exit.Reason, "the reason is not known")})
+	a.step(ctx, SandboxDown{Why: cmp.Or(exit.Reason, "the reason is not known")})
 }
 
 // remove ends the sandbox on purpose. It does nothing when none is on record

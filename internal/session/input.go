@@ -11,8 +11,9 @@ type Input interface{ input() }
 
 // The inputs of the machine.
 type (
-	// Claimed: a work item for this session is ours and its lease is held.
-	Claimed struct{}
+	// Claimed: a work item for this session is ours and its lease is held. Alive
+	// says that the session was read since, and has not ended.
+	Claimed struct{ Alive bool }
 	// Connected: a live stream is open; what it carries comes as Observed.
 	Connected struct{}
 	// Disconnected: the stream ended.
@@ -20,14 +21,14 @@ type (
 	// Observed: events from the stream or from a page of the history.
 	Observed struct {
 		Events []Event
-		// Generation is the read's, zero for the live stream.
-		Generation int
+		Read   int // the number of the read, zero for the live stream
 	}
 	// HistoryRead: the list was read to its end.
-	HistoryRead struct{ Generation int }
+	HistoryRead struct{ Read int }
 	// HistoryFailed: it was not.
-	HistoryFailed struct{ Generation int }
-	// SandboxUp: the sandbox is ready and its guest answers as Instance.
+	HistoryFailed struct{ Read int }
+	// SandboxUp: the sandbox is ready and its guest answers as Instance; or it is
+	// found to answer as another one than before.
 	SandboxUp struct{ Instance string }
 	// SandboxDown: it could not be started (Starting), or it is gone.
 	SandboxDown struct {
@@ -93,16 +94,16 @@ type Effect interface{ effect() }
 
 // The effects of the machine.
 type (
-	// ReadHistory lists events from Since on and reports with Generation.
+	// ReadHistory lists events from Since on and reports with the number Read.
 	ReadHistory struct {
-		Since      time.Time
-		Generation int
+		Since time.Time
+		Read  int
 	}
 	// StartSandbox makes the sandbox or attaches to it.
 	StartSandbox struct{}
 	// RunCall tells the guest to run a call that no guest has heard of.
 	RunCall struct{ ID string }
-	// RecallCall asks the guest for a call that an earlier process started.
+	// RecallCall asks the guest for a call that an earlier run started.
 	RecallCall struct{ ID string }
 	// CancelCall stops a running call; its result is not wanted.
 	CancelCall struct{ ID string }

@@ -22,7 +22,6 @@ type Config struct {
 	WarmFor      time.Duration // from the release to the end of the sandbox's processes
 	ToolTimeout  time.Duration // of one call
 	ReadEvery    time.Duration // longest time without reading a busy session's history
-	SweepEvery   time.Duration // between two looks at sessions that nobody works on
 	Image        string
 	Limits       sandbox.Limits
 }

@@ -2,7 +2,8 @@
 // whose decisions are made by a machine without I/O and whose calls are kept in
 // a ledger, so that every call is answered once and none runs twice.
 //
-//   - machine.go, route.go, state.go, input.go, waiting.go: the pure core
+//   - machine.go, observe.go, read.go, route.go, state.go, input.go, waiting.go:
+//     the pure core
 //   - actor.go and its neighbours: the rim that does what the machine decided
 //   - lease.go: the work item's lease
 //   - keeper.go: all sessions of this process
@@ -42,31 +43,22 @@ func (s *State) Step(now time.Time, in Input) Outcome {
 func (st *step) take(in Input) {
 	switch in := in.(type) {
 	case Claimed:
-		st.claimed()
+		st.claimed(in)
 	case Connected:
 		st.generation++
-		st.connected, st.synced = true, false
+		st.connected, st.synced, st.blindAt, st.readNext = true, false, time.Time{}, time.Time{}
 		st.wantRead()
 	case Disconnected:
-		st.connected, st.synced = false, false
-		st.turnOverAt, st.releasing = time.Time{}, false
+		st.connected, st.synced, st.blindAt = false, false, st.now.Add(blindAfter)
+		st.turnOpen()
 	case Observed:
-		for i := range in.Events {
-			st.observe(&in.Events[i])
-			if in.Generation != 0 && in.Events[i].ProcessedAt.After(st.readHighest) {
-				st.readHighest = in.Events[i].ProcessedAt
-			}
-		}
+		st.observed(in)
 	case HistoryRead:
-		st.historyRead(in.Generation)
-		st.out.Memo = true
+		st.historyRead(in)
 	case HistoryFailed:
-		st.reading, st.releasing = false, false
-		st.readFails++
-		st.readNext = st.now.Add(delay(st.readFails, 500*time.Millisecond, 10*time.Second))
+		st.historyFailed(in)
 	case SandboxUp:
-		st.State.Sandbox, st.Instance, st.sandboxTries = SandboxReady, in.Instance, 0
-		st.recall()
+		st.sandboxUp(in)
 	case SandboxWanted:
 		st.wantSandbox()
 	case SandboxDown:
@@ -91,8 +83,7 @@ func (st *step) take(in Input) {
 	case Rejected:
 		st.giveUp("the platform refused: "+in.Why, true, false)
 	case SessionOver:
-		st.Ended = orElse(st.Ended, in.How)
-		st.out.Memo = true
+		st.over(in.How)
 	case Released:
 		st.State.Lease = LeaseNone
 	case Tick:
@@ -100,12 +91,17 @@ func (st *step) take(in Input) {
 }
 
 // claimed starts a run: what the last run left is looked at again.
-func (st *step) claimed() {
-	st.State.Lease, st.released, st.releasing = LeaseHeld, false, false
-	st.connected, st.synced, st.reading, st.readAgain = false, false, false, false
-	st.turnOverAt, st.readNext, st.readFails = time.Time{}, time.Time{}, 0
-	for _, c := range st.Calls {
-		c.posting, c.attempts, c.postAfter = false, 0, time.Time{}
+func (st *step) claimed(in Claimed) {
+	if in.Alive && st.Ended != "" {
+		// Whatever said so was wrong: the platform knows better.
+		st.Ended, st.Status, st.statusAt, st.out.Memo = "", "", time.Time{}, true
+	}
+	st.State.Lease, st.released, st.sandboxTries = LeaseHeld, false, 0
+	st.connected, st.synced, st.blindAt = false, false, st.now.Add(blindAfter)
+	st.reading, st.readAgain, st.readNext, st.readFails = false, false, time.Time{}, 0
+	st.turnOpen()
+	for _, c := range st.inOrder() {
+		c.running, c.posting, c.attempts, c.postAfter = false, false, 0, time.Time{}
 		if c.State == Finished {
 			st.doubt(c) // the last run may have sent it
 		}
@@ -130,175 +126,23 @@ func (st *step) giveUp(why string, stop, remove bool) {
 	st.effect(StopWork{Why: why, Stop: stop, Remove: remove})
 }
 
-// observe records one event of the platform.
-func (st *step) observe(ev *Event) {
-	if ev.ID != "" {
-		if ev.ProcessedAt.IsZero() {
-			// Queued at the platform: it comes again with its time.
-			if isInput(ev.Type) {
-				if _, done := st.seen[ev.ID]; !done {
-					st.queued[ev.ID] = true
-				}
-				return
-			}
-		} else {
-			delete(st.queued, ev.ID)
-			if _, dup := st.seen[ev.ID]; dup {
-				return
-			}
-			st.seen[ev.ID] = ev.ProcessedAt
-		}
-		st.out.Fresh = append(st.out.Fresh, *ev)
-	}
-	switch ev.Type {
-	case "agent.tool_use", "agent.custom_tool_use":
-		st.callSeen(ev)
-	case "user.tool_result", "user.custom_tool_result", "agent.tool_result":
-		st.answeredBy(ev)
-	case "user.tool_confirmation":
-		st.verdicts[ev.Refers] = ev.Verdict
-		st.out.Memo = true
-	case "user.interrupt":
-		st.interrupted(ev)
-	case "session.thread_status_terminated":
-		if ev.Thread != "" {
-			st.ended[ev.Thread] = true
-			st.out.Memo = true
-		}
-	case "session.status_running", "session.status_idle", "session.status_rescheduled", "session.status_terminated":
-		st.status(ev)
-	case "session.deleted":
-		st.Ended = "deleted"
-	}
-	if !neutral(ev.Type) && ev.Type != "session.status_idle" {
-		st.turnOverAt = time.Time{}
+// over records that the session itself has ended.
+func (st *step) over(how string) {
+	if st.Ended == "" {
+		st.Ended, st.out.Memo = how, true
 	}
 }
 
-// isInput reports whether an event is sent by clients and can therefore be
-// queued (contract §4.2).
-func isInput(typ string) bool {
-	return len(typ) > 5 && (typ[:5] == "user." || typ == "system.message")
-}
-
-// neutral reports whether an event gives no sign that the turn is over or open
-// (contract §4.6).
-func neutral(typ string) bool {
-	switch typ {
-	case "user.tool_confirmation", "user.interrupt", "session.thread_status_terminated", "session.usage":
-		return true
+func (st *step) sandboxUp(in SandboxUp) {
+	st.State.Sandbox, st.Instance, st.sandboxTries = SandboxReady, in.Instance, 0
+	if st.State.Lease == LeaseHeld {
+		return // dispatch asks for what runs there
 	}
-	return false
-}
-
-func (st *step) callSeen(ev *Event) {
-	if ev.ID == "" || st.Calls[ev.ID] != nil {
-		return
-	}
-	st.seq++
-	c := &Call{
-		ID: ev.ID, Thread: ev.Thread, Name: ev.Name, Custom: ev.Type == "agent.custom_tool_use",
-		Input: ev.Input, Permission: ev.Permission, ProcessedAt: ev.ProcessedAt,
-		Seq: st.seq, State: Seen, SeenAt: st.now,
-	}
-	if !st.Rules.Owns(c.Name, c.Custom) {
-		c.State = Foreign
-	}
-	st.Calls[c.ID] = c
-	st.touch(c)
-	if st.answered[c.ID] {
-		delete(st.answered, c.ID)
-		st.out.Memo = true
-		st.close(c, Settled, "answered before it was seen")
-	}
-}
-
-// answeredBy closes the call that a result in the log speaks about: our own post
-// comes back this way too.
-func (st *step) answeredBy(ev *Event) {
-	c := st.Calls[ev.Refers]
-	if c == nil {
-		if ev.Refers != "" {
-			st.answered[ev.Refers] = true
-			st.out.Memo = true
-		}
-		return
-	}
-	switch {
-	case c.State == Finished && ev.Type != "agent.tool_result":
-		st.close(c, Posted, "")
-	case c.State == Started:
-		st.cancel(c, "answered by somebody else")
-		st.close(c, Settled, "answered by somebody else while it ran")
-	case c.Open() || c.State == Foreign:
-		st.close(c, Settled, "answered by the platform or by another client")
-	}
-}
-
-// interrupted records an interrupt. Only a processed one counts, and it settles
-// the calls that were processed at or before it (contract §4.5).
-func (st *step) interrupted(ev *Event) {
-	if ev.ProcessedAt.IsZero() {
-		return
-	}
-	if ev.Thread == "" {
-		if ev.ProcessedAt.After(st.cutoff) {
-			st.cutoff = ev.ProcessedAt
-			st.out.Memo = true
-		}
-		return
-	}
-	if ev.ProcessedAt.After(st.cutoffs[ev.Thread]) {
-		st.cutoffs[ev.Thread] = ev.ProcessedAt
-		st.out.Memo = true
-	}
-}
-
-func (st *step) status(ev *Event) {
-	if ev.ProcessedAt.Before(st.statusAt) {
-		return // an older status that arrived late
-	}
-	st.statusAt = ev.ProcessedAt
-	st.StopReason, st.Requires = "", nil
-	switch ev.Type {
-	case "session.status_running":
-		st.Status = "running"
-	case "session.status_rescheduled":
-		st.Status = "rescheduling"
-	case "session.status_terminated":
-		st.Status, st.Ended = "terminated", orElse(st.Ended, "terminated")
-	case "session.status_idle":
-		st.Status, st.StopReason, st.Requires = "idle", ev.StopReason, ev.Requires
-		for _, id := range ev.Requires {
-			if st.Calls[id] == nil && !st.answered[id] {
-				st.wantRead() // the stream lost the event that it speaks of
-				break
-			}
-		}
-	}
-}
-
-// historyRead closes a read: the cursor moves, and if the read began on this
-// connection the session is in step with the platform.
-func (st *step) historyRead(generation int) {
-	st.reading, st.readFails, st.readNext, st.readAt = false, 0, time.Time{}, st.now
-	if generation == st.generation && st.connected {
-		st.synced = true
-	}
-	for _, c := range st.Calls {
-		if c.doubt <= st.reads {
-			c.doubt = 0 // this read began after the doubt, and found no answer
-		}
-	}
-	// While something is queued at the platform the cursor stays: the queued
-	// event may be listed by the time of its creation.
-	if len(st.queued) == 0 && st.readHighest.After(st.Cursor) {
-		st.Cursor = st.readHighest
-		st.out.Memo = true
-		for id, at := range st.seen {
-			if at.Before(st.Cursor.Add(-2 * Overlap)) {
-				delete(st.seen, id)
-			}
+	// Without a lease nothing may run. What has finished meanwhile is kept by
+	// the guest; the next run asks for it.
+	for _, c := range st.inOrder() {
+		if c.State == Started && c.Instance == st.Instance {
+			st.effect(CancelCall{ID: c.ID})
 		}
 	}
 }
@@ -306,6 +150,9 @@ func (st *step) historyRead(generation int) {
 func (st *step) sandboxDown(in SandboxDown) {
 	st.State.Sandbox, st.Instance = SandboxNone, ""
 	if in.Starting {
+		if st.State.Lease != LeaseHeld {
+			return // nobody waits for it any more; calls are the next run's
+		}
 		st.sandboxTries++
 		if st.sandboxTries < st.Rules.SandboxTries {
 			return // dispatch asks again
@@ -327,11 +174,10 @@ func (st *step) sandboxDown(in SandboxDown) {
 
 func (st *step) callFinished(in CallFinished) {
 	c := st.Calls[in.ID]
-	if c == nil {
-		return
-	}
-	if c.State != Started {
-		st.forget = append(st.forget, in.ID) // settled meanwhile: nobody wants it
+	if c == nil || c.State != Started {
+		if c != nil || st.closed[in.ID] {
+			st.forget = append(st.forget, in.ID) // settled meanwhile: nobody wants it
+		}
 		return
 	}
 	if c.cancelled {
@@ -350,6 +196,8 @@ func (st *step) postFailed(in PostFailed) {
 	c.posting = false
 	c.attempts++
 	switch status := StatusOf(in.Err); {
+	case Gone(in.Err):
+		st.over("deleted")
 	case status == 400 || status == 413 || status == 422:
 		// Perhaps an earlier, unanswered request did arrive, or the call was
 		// voided: look first. If neither, the platform does not take this
@@ -365,23 +213,11 @@ func (st *step) postFailed(in PostFailed) {
 		}
 		st.doubt(c)
 	case !Retryable(in.Err):
-		if status == 404 {
-			st.Ended = orElse(st.Ended, "deleted")
-			st.settle()
-			return
-		}
 		st.giveUp("the platform refused a result: "+in.Err.Error(), true, false)
 	default:
 		c.postAfter = st.now.Add(delay(c.attempts, time.Second, 30*time.Second))
 		st.doubt(c)
 	}
-}
-
-// doubt marks a result that may have been delivered without our knowing: it is
-// not sent again before a read of the history that begins after now.
-func (st *step) doubt(c *Call) {
-	c.doubt = st.reads + 1
-	st.wantRead()
 }
 
 // delay is exponential from base to limit, by the number of failures (from 1).
@@ -393,14 +229,7 @@ func delay(failures int, base, limit time.Duration) time.Duration {
 	return d
 }
 
-func orElse(s, other string) string {
-	if s != "" {
-		return s
-	}
-	return other
-}
-
-// result gives a started call its result.
+// result gives a call its result.
 func (st *step) result(c *Call, content []byte, isError bool) {
 	c.State, c.Content, c.IsError, c.FinishedAt = Finished, content, isError, st.now
 	c.posting, c.attempts, c.postAfter = false, 0, time.Time{}
@@ -413,8 +242,13 @@ func (st *step) close(c *Call, as CallState, reason string) {
 		st.forget = append(st.forget, c.ID)
 	}
 	c.State, c.Reason, c.DoneAt, c.posting = as, reason, st.now, false
-	delete(st.verdicts, c.ID)
 	st.touch(c)
+	delete(st.Calls, c.ID)
+	st.closed[c.ID] = true
+	if _, ok := st.verdicts[c.ID]; ok {
+		delete(st.verdicts, c.ID)
+		st.out.Memo = true
+	}
 }
 
 // cancel stops a started call.

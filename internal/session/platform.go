@@ -173,6 +173,13 @@ func Retryable(err error) bool {
 	return r.Status >= 500
 }
 
+// Gone reports whether the platform itself says that what was asked for does not
+// exist: a 404 in its own words, not one of something in between.
+func Gone(err error) bool {
+	var r *Refusal
+	return errors.As(err, &r) && r.Status == 404 && r.Type == "not_found_error"
+}
+
 // StatusOf returns the HTTP status of a refusal and 0 for anything else.
 func StatusOf(err error) int {
 	var r *Refusal

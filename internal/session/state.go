@@ -1,7 +1,9 @@
 package session
 
 import (
+	"cmp"
 	"encoding/json"
+	"maps"
 	"slices"
 	"time"
 )
@@ -46,6 +48,7 @@ type Call struct {
 
 	// The rest is about sending and is not stored: after a restart the history
 	// is read before anything is sent, so nothing here needs to survive.
+	running   bool      // this process waits for the guest's answer
 	posting   bool      // a request is on its way
 	doubt     int       // not to be sent again before the read with this number is done; 0: no doubt
 	attempts  int       // failed requests so far
@@ -90,14 +93,19 @@ type State struct {
 	Session string
 	Rules   Rules
 
-	Calls map[string]*Call
-	seq   int64
+	// Calls are the calls that may still change: the open ones, and foreign ones
+	// that nobody has answered. The others are remembered by their ids alone, so
+	// that an event that comes again is known and a long session stays small.
+	Calls  map[string]*Call
+	closed map[string]bool
+	remote map[string]bool // MCP calls, which the platform runs
+	seq    int64
 
 	// What the platform said, in whatever order it arrived.
 	cutoff   time.Time            // latest session-wide interrupt
 	cutoffs  map[string]time.Time // latest interrupt of one thread
 	ended    map[string]bool      // terminated threads
-	verdicts map[string]string    // confirmations, by call
+	verdicts map[string]string    // confirmations, by call; see confirmed
 	answered map[string]bool      // results of calls that were not seen yet
 	seen     map[string]time.Time // processed events since the cursor, by id
 	queued   map[string]bool      // events seen without processed_at
@@ -112,16 +120,21 @@ type State struct {
 	// Reading. The cursor is how far the ledger has read the history: it moves
 	// when a list was read to its end, never with the stream.
 	Cursor      time.Time
-	generation  int  // counts connections
-	connected   bool // a stream is open
-	synced      bool // the history was read to its end on this connection
-	reading     bool // a read is under way
-	readAgain   bool // another one is wanted after it
-	reads       int  // reads begun so far
-	readAt      time.Time
-	readFails   int
-	readNext    time.Time // retry or periodic read, zero when none is due
+	generation  int       // counts connections
+	connected   bool      // a stream is open
+	blindAt     time.Time // when to read without a stream; zero while one is open
+	synced      bool      // the history was read to its end since the last change of connection
+	reading     bool      // a read is under way
+	readAgain   bool      // another one is wanted after it
+	reads       int       // reads begun so far
+	readsDone   int       // the last one that was read to its end
+	readFor     int       // the generation that the read under way began in
 	readHighest time.Time // highest processed_at of the read under way
+	readAt      time.Time // when the last read ended
+	readNext    time.Time // the next read is wanted then; zero when none is
+	readFails   int
+	readAll     bool      // the next read starts at the beginning
+	readAllFor  time.Time // the status that the last such read was made for
 
 	Lease        LeaseState
 	Sandbox      SandboxState
@@ -129,7 +142,7 @@ type State struct {
 	sandboxTries int
 
 	turnOverAt time.Time // when the turn was first seen to be over; zero while it is not
-	releasing  bool      // a last read before the release is under way
+	releasing  int       // the read that has to be done before the release; 0: none
 	released   bool      // StopWork was issued for this item
 
 	wait Waiting
@@ -142,22 +155,23 @@ type Rules struct {
 	// ReleaseAfter is how long the work item is kept after the turn is over.
 	ReleaseAfter time.Duration
 	// ReadEvery is the longest time without reading the history while the
-	// session is busy: it finds what the stream may have lost.
+	// session is busy: it finds what the stream may have lost. Zero means a
+	// minute.
 	ReadEvery time.Duration
 	// SandboxTries bounds the attempts to start a sandbox before calls are
 	// answered with the error.
 	SandboxTries int
 }
 
-// Overlap is how far a history read reaches back before the cursor: events with
-// a slightly older processed_at may become visible late.
-const Overlap = 2 * time.Second
-
 // NewState returns the state of a session that was never seen before.
 func NewState(session string, rules Rules) *State {
+	if rules.ReadEvery <= 0 {
+		rules.ReadEvery = time.Minute
+	}
 	return &State{
 		Session: session, Rules: rules,
-		Calls: map[string]*Call{}, cutoffs: map[string]time.Time{}, ended: map[string]bool{},
+		Calls: map[string]*Call{}, closed: map[string]bool{}, remote: map[string]bool{},
+		cutoffs: map[string]time.Time{}, ended: map[string]bool{},
 		verdicts: map[string]string{}, answered: map[string]bool{}, seen: map[string]time.Time{}, queued: map[string]bool{},
 		Lease: LeaseNone, Sandbox: SandboxNone,
 	}
@@ -182,7 +196,7 @@ type Memo struct {
 // Memo returns what has to be stored beside the calls.
 func (s *State) Memo() Memo {
 	m := Memo{
-		Cursor: s.Cursor, Cutoff: s.cutoff, Cutoffs: s.cutoffs, Verdicts: s.verdicts,
+		Cursor: s.Cursor, Cutoff: s.cutoff, Cutoffs: maps.Clone(s.cutoffs), Verdicts: maps.Clone(s.verdicts),
 		Status: s.Status, StopReason: s.StopReason, Requires: s.Requires, StatusAt: s.statusAt, EndedAs: s.Ended,
 	}
 	for t := range s.ended {
@@ -196,7 +210,7 @@ func (s *State) Memo() Memo {
 	return m
 }
 
-// Restore fills a new state from what was stored. Calls must be in order of Seq.
+// Restore fills a new state from what was stored.
 func (s *State) Restore(m Memo, calls []Call) {
 	s.Cursor, s.cutoff = m.Cursor, m.Cutoff
 	s.Status, s.StopReason, s.Requires, s.statusAt, s.Ended = m.Status, m.StopReason, m.Requires, m.StatusAt, m.EndedAs
@@ -214,26 +228,25 @@ func (s *State) Restore(m Memo, calls []Call) {
 	}
 	for i := range calls {
 		c := calls[i]
+		s.seq = max(s.seq, c.Seq)
+		if !c.Open() && c.State != Foreign {
+			s.closed[c.ID] = true
+			continue
+		}
 		c.cancelled = c.State == Started && c.Reason != ""
 		s.Calls[c.ID] = &c
-		s.seq = max(s.seq, c.Seq)
 	}
 }
 
-// inOrder returns the open calls in the order of the platform: by processed_at,
-// then by arrival.
+// inOrder returns the calls that may still change in the order of the platform:
+// by processed_at, then by arrival.
 func (s *State) inOrder() []*Call {
-	var open []*Call
-	for _, c := range s.Calls {
-		if c.Open() {
-			open = append(open, c)
-		}
-	}
-	slices.SortFunc(open, func(a, b *Call) int {
+	calls := slices.Collect(maps.Values(s.Calls))
+	slices.SortFunc(calls, func(a, b *Call) int {
 		if d := a.ProcessedAt.Compare(b.ProcessedAt); d != 0 {
 			return d
 		}
-		return int(a.Seq - b.Seq)
+		return cmp.Compare(a.Seq, b.Seq)
 	})
-	return open
+	return calls
 }
