@@ -15,5 +15,9 @@ func newBackend(c config.Config, log *slog.Logger) (sandbox.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return linux.New(linux.Config{DataDir: dir, Logger: log})
+	b, err := linux.New(linux.Config{DataDir: dir, Logger: log})
+	if err != nil {
+		return nil, err // not b: a nil *Backend is not a nil Backend
+	}
+	return b, nil
 }

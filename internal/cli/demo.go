@@ -216,6 +216,8 @@ func (cmd *demoCmd) start(ctx context.Context, d *deps) (_ *demo, err error) {
 		APIKeys:         []string{apiKey},
 		EnvironmentKeys: map[string]string{demoEnvironment: envKey},
 		Scenario:        "demo",
+		AckIdempotent:   true,
+		StopRequeues:    true,
 		Logger:          log,
 		Webhooks:        local.WebhookOptions{Endpoints: []local.Endpoint{{URL: "http://" + address + "/webhooks", Secret: hook}}},
 	}

@@ -78,7 +78,8 @@ func (s *Server) authenticate(r *http.Request) (caller, *apiError) {
 	s.mu.Lock()
 	c, ok := s.credentials[secret]
 	s.mu.Unlock()
-	if !ok || (c.kind == credAPIKey) != (key != "") {
+	// An API key may come either way: the official Go client sends it as a Bearer.
+	if !ok || key != "" && c.kind != credAPIKey {
 		return caller{}, fail(401, "invalid credential")
 	}
 	return caller{Kind: c.kind, KeyID: c.id, Environment: c.environment, Session: c.session, Work: c.work, claim: c.claim}, nil

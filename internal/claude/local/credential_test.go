@@ -77,7 +77,6 @@ func TestMissingDoubleAndUnknownCredentialsAreRefused(t *testing.T) {
 		{"unknown bearer", "", "Bearer sk-ant-oat01-x", 401},
 		{"no scheme", "", w.envKey, 401},
 		{"an environment key as api key", w.envKey, "", 401},
-		{"an api key as bearer", "", "Bearer " + w.key, 401},
 	} {
 		got := w.raw(t, "GET", "/v1/sessions", func(h http.Header) {
 			h.Set("X-Api-Key", tt.key)
@@ -86,6 +85,14 @@ func TestMissingDoubleAndUnknownCredentialsAreRefused(t *testing.T) {
 		if got.Status != tt.want || got.errType() == "" || got.Header.Get("request-id") == "" {
 			t.Errorf("%s: status %d %s, want %d", tt.name, got.Status, got.Raw, tt.want)
 		}
+	}
+}
+
+func TestAPIKeyIsTakenAsBearerToo(t *testing.T) {
+	w := newWorld(t, Options{})
+	got := w.raw(t, "GET", "/v1/sessions", func(h http.Header) { h.Set("Authorization", "Bearer "+w.key) })
+	if got.Status != 200 {
+		t.Errorf("status %d %s, want 200: the official Go client sends it this way", got.Status, got.Raw)
 	}
 }
 

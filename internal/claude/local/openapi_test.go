@@ -93,7 +93,7 @@ func (d *door) awaitServed(what string, done func() bool) {
 
 // client returns the official SDK's client with the API key.
 func (d *door) client() anthropic.Client {
-	return anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(d.url), option.WithHeader("X-Api-Key", d.key), option.WithMaxRetries(0))
+	return anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(d.url), option.WithAPIKey(d.key), option.WithMaxRetries(0))
 }
 
 // reply is a response in the terms of a test.
