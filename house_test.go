@@ -106,8 +106,6 @@ var house = plan{
 				"internal/claude/local/kernel.go":   "crypto/rand never fails on supported systems",
 				"internal/claude/local/scenario.go": "the embedded scenarios are part of the program, and tests load all of them",
 				"internal/claude/local/scripted.go": "a scenario in the options is a programmer's mistake: files are checked before",
-				"internal/claude/local/webhooks.go": "a map of strings always encodes",
-				"internal/claude/local/workapi.go":  "a map of strings always encodes",
 			},
 		},
 	},
