@@ -16,8 +16,8 @@ import (
 const Env = "BERTH_TEST_BINARY"
 
 // Path returns the program's path. It is built at most once per test process,
-// with the flags of a release, into a folder that later test processes share;
-// the go command's cache makes the second time fast.
+// without cgo, into a folder that later test processes share; the go command's
+// cache makes the second time fast.
 func Path(t testing.TB) string {
 	t.Helper()
 	if path := os.Getenv(Env); path != "" {

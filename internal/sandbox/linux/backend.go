@@ -108,6 +108,7 @@ func New(cfg Config) (*Backend, error) {
 	} else {
 		b.limits, b.unlimited = openCgroups(cgroupMount, dir)
 	}
+	b.watchers.Go(b.trimLogs)
 	return b, nil
 }
 
@@ -117,11 +118,13 @@ func (b *Backend) Name() string { return Name }
 // Features implements sandbox.Backend.
 func (b *Backend) Features() sandbox.Features {
 	f := sandbox.Features{Isolation: Gvisor, Linux: true, Terminal: true, Limits: b.limits != nil}
-	switch {
-	case b.runtime.ids.rootless:
+	switch ids := b.runtime.ids; {
+	case ids.rootless:
 		f.Note = "run by an ordinary user: guest and agent share one user id, and memory and CPU are not limited"
 	case b.unlimited != nil:
 		f.Note = "memory and CPU are not limited: " + b.unlimited.Error()
+	case !ids.mapped():
+		f.Note = "users inside are the same users outside, for lack of ids to map them to"
 	}
 	return f
 }
@@ -210,7 +213,7 @@ func (b *Backend) prepare(ctx context.Context) (*prepared, error) {
 		return nil, err
 	}
 	p = &prepared{binary: binary, root: root, binds: img.binds}
-	if err := b.sweepShared(p); err != nil {
+	if err := b.sweepShared(ctx, p); err != nil {
 		b.log.Warn("old files not removed", "err", err)
 	}
 	b.mu.Lock()
@@ -221,9 +224,9 @@ func (b *Backend) prepare(ctx context.Context) (*prepared, error) {
 }
 
 // sweepShared removes binaries and images that no sandbox uses.
-func (b *Backend) sweepShared(p *prepared) error {
+func (b *Backend) sweepShared(ctx context.Context, p *prepared) error {
 	used := map[string]bool{p.binary: true, p.root: true}
-	refs, err := b.List(context.Background())
+	refs, err := b.List(ctx)
 	if err != nil {
 		return err
 	}

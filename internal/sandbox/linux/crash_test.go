@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -182,6 +183,51 @@ func TestCallOfAKilledServerRunsOnceAndIsAnsweredToTheNext(t *testing.T) {
 	runs, err := os.ReadFile(begun)
 	if err != nil || string(runs) != "ran\n" {
 		t.Errorf("it ran %d times, %v", bytes.Count(runs, []byte("ran")), err)
+	}
+}
+
+func TestKilledSandboxIsNoticedAndStartsAnewWithItsFiles(t *testing.T) {
+	needNamespaces(t)
+	b := open(t, testbin.Path(t), dataDir(t))
+	defer b.Close()
+	defer clearAll(t, b)
+	box, err := b.Create(t.Context(), crashSpec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := box.Guest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Call(t.Context(), bashCall("c1", "echo kept > /workspace/f")); err != nil {
+		t.Fatal(err)
+	}
+	pid, err := linux.Kernel(b, crashSpec.ID)
+	if err != nil || pid == 0 {
+		t.Fatalf("kernel %d, %v", pid, err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := box.Wait(t.Context()); err != nil || exit != (sandbox.Exit{Code: -1, Reason: "killed"}) {
+		t.Errorf("Wait: %+v, %v", exit, err)
+	}
+	if _, err := b.Attach(t.Context(), box.Ref()); !errors.Is(err, sandbox.ErrGone) {
+		t.Errorf("Attach: %v", err)
+	}
+	if box, err = b.Create(t.Context(), crashSpec); err != nil {
+		t.Fatal(err)
+	}
+	again, err := box.Guest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Instance() == g.Instance() {
+		t.Error("the instance did not change")
+	}
+	r, err := again.Exec(t.Context(), sandbox.Exec{Argv: []string{"cat", "/workspace/f"}})
+	if err != nil || string(r.Stdout) != "kept\n" {
+		t.Errorf("the file: %q, %v", r.Stdout, err)
 	}
 }
 

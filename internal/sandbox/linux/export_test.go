@@ -7,3 +7,14 @@ var CgroupName = cgroupName
 
 // WorkspaceOf is where a sandbox's workspace lies on the host.
 func WorkspaceOf(b *Backend, id string) string { return b.folder(id).path(workspaceName) }
+
+// Kernel is the process on the host whose end ends a sandbox, 0 when none runs.
+func Kernel(b *Backend, id string) (int, error) {
+	found, err := b.runtime.processes(id)
+	for _, p := range found {
+		if p.name == kernelName {
+			return p.pid, nil
+		}
+	}
+	return 0, err
+}

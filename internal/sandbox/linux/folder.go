@@ -139,6 +139,16 @@ func openPipe(path string) (*os.File, error) {
 	return p, nil
 }
 
+// trimLogs empties logs that grew beyond maxLog. Little is ever written to them,
+// but some of it at the agent's will.
+func (f folder) trimLogs() {
+	for _, name := range []string{logName, guestLogName} {
+		if info, err := os.Lstat(f.path(name)); err == nil && info.Mode().IsRegular() && info.Size() > maxLog {
+			_ = os.Truncate(f.path(name), 0)
+		}
+	}
+}
+
 // readBounded reads at most the first limit bytes of a file.
 func readBounded(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)

@@ -29,6 +29,21 @@ func TestDiagnosisIsOneBoundedLineWithTheCauseFirst(t *testing.T) {
 	}
 }
 
+func TestLogsAreTrimmed(t *testing.T) {
+	f := folder(t.TempDir())
+	for name, size := range map[string]int{logName: maxLog + 1, guestLogName: maxLog} {
+		if err := os.WriteFile(f.path(name), make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.trimLogs()
+	for name, want := range map[string]int64{logName: 0, guestLogName: maxLog} {
+		if info, err := os.Stat(f.path(name)); err != nil || info.Size() != want {
+			t.Errorf("%s has %d bytes, %v, want %d", name, info.Size(), err, want)
+		}
+	}
+}
+
 func TestCommandLineOfTheRuntime(t *testing.T) {
 	r := runtime{state: "/data/run/runsc", ids: identity{base: hostIDs, agent: agentUID}}
 	got := r.args(launch{folder: "/data/sandboxes/b1", stage: stage{Point: "/mnt", Dirs: []string{"/data/bin"}}, limited: true})

@@ -196,8 +196,10 @@ func (s *Sandbox) howEnded() sandbox.Exit {
 	if l := s.backend.limits; l != nil && l.oomKills(s.ref.ID) > 0 {
 		return sandbox.Exit{Code: -1, Reason: "out of memory"}
 	}
+	// The guest never ends by itself: an end of which nothing is known was none
+	// of its own.
 	status := s.proc.status()
-	if status == 128+int(syscall.SIGKILL) {
+	if status < 0 || status == 128+int(syscall.SIGKILL) {
 		return sandbox.Exit{Code: -1, Reason: "killed"}
 	}
 	return sandbox.Exit{Code: status, Reason: "exited"}

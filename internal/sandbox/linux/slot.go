@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"time"
 
 	"github.com/berth-dev/berth/internal/sandbox"
 )
@@ -98,6 +101,27 @@ func (b *Backend) ended(box *Sandbox) {
 	defer b.mu.Unlock()
 	if s := b.slots[box.ref.ID]; s != nil && s.running == box {
 		b.tidy(s)
+	}
+}
+
+const trimEvery = time.Minute
+
+// trimLogs bounds the logs of all running sandboxes until Close.
+func (b *Backend) trimLogs() {
+	ticker := time.NewTicker(trimEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-b.closing:
+			return
+		}
+		b.mu.Lock()
+		ids := slices.Collect(maps.Keys(b.slots))
+		b.mu.Unlock()
+		for _, id := range ids {
+			b.folder(id).trimLogs()
+		}
 	}
 }
 

@@ -18,7 +18,8 @@ import (
 // Run holds a backend against the contracts of package sandbox. Each call of
 // open returns a Backend on the same data folder, as a server does that was
 // started again; the suite closes it. What a backend does not claim in its
-// Features is not asked of it. The suite leaves nothing behind.
+// Features is not asked of it; of a full Linux it needs bash and python3. The
+// suite leaves nothing behind.
 func Run(t *testing.T, open func(t *testing.T) sandbox.Backend) {
 	for _, group := range [][]testCase{lifeCases, guestCases, linuxCases, limitCases} {
 		for _, c := range group {
