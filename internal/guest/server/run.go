@@ -49,7 +49,7 @@ func timeout(r wire.Request, input []byte) (after, shown time.Duration) {
 	return base, base
 }
 
-// accept takes a call while the reading goroutine waits, so that the commands
+// acceptCall takes a call while the reading goroutine waits, so that the commands
 // of a shell queue in the order of their arrival.
 func (s *Server) acceptCall(st *wire.Stream, r wire.Request) {
 	c, fresh, code := s.calls.begin(r.ID)
@@ -190,8 +190,13 @@ func (s *Server) ask(ctx context.Context, r wire.Request, input []byte, handed c
 		return tool.Error(killedText)
 	}
 	handed <- st
-	release := context.AfterFunc(ctx, func() { s.tellCancelled(conn, st) })
-	defer release()
+	told := make(chan struct{})
+	unneeded := context.AfterFunc(ctx, func() { defer close(told); tellCancelled(conn, st) })
+	defer func() {
+		if !unneeded() {
+			<-told
+		}
+	}()
 	if _, err := st.Write(input); err == nil {
 		st.CloseBody()
 	}
@@ -207,7 +212,7 @@ func (s *Server) ask(ctx context.Context, r wire.Request, input []byte, handed c
 }
 
 // tellCancelled asks the worker to stop what runs for st.
-func (s *Server) tellCancelled(conn *wire.Conn, st *wire.Stream) {
+func tellCancelled(conn *wire.Conn, st *wire.Stream) {
 	ctx, cancel := context.WithTimeout(context.Background(), cancelGrace)
 	defer cancel()
 	if c, err := conn.Open(ctx, wire.Request{Op: wire.OpCancel, Stream: st.ID()}); err == nil {

@@ -97,7 +97,7 @@ func TestFloodOfOutputIsCutAndStarvesNobody(t *testing.T) {
 	g := guesttest.Start(t)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		got := text(bash(t, g, "flood", "head -c 100000000 /dev/zero | tr '\\0' x"))
+		got := text(bash(t, g, "flood", "head -c 20000000 /dev/zero | tr '\\0' x"))
 		if len(got) > 110<<10 || !strings.HasPrefix(got, "[output truncated]") {
 			t.Errorf("%d bytes: %.50s", len(got), got)
 		}
@@ -330,4 +330,16 @@ func skillTar(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return b.String()
+}
+
+func BenchmarkCall(b *testing.B) {
+	g := guesttest.Start(b)
+	for i := 0; b.Loop(); i++ {
+		if _, err := g.Call(b.Context(), asking(fmt.Sprint(i), "true")); err != nil {
+			b.Fatal(err)
+		}
+		if err := g.Acknowledge(b.Context(), fmt.Sprint(i)); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

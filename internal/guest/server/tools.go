@@ -71,6 +71,13 @@ func (b *toolbox) Accept(st *wire.Stream, r wire.Request) {
 		b.mu.Unlock()
 		b.wg.Go(func() {
 			defer b.forget(st, cancel)
+			b.wg.Go(func() { // ends with the call
+				select {
+				case <-st.Done():
+					cancel(errors.New("nobody waits for it"))
+				case <-ctx.Done():
+				}
+			})
 			if r.Op == wire.OpSkill {
 				b.install(ctx, st, r)
 				return

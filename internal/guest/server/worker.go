@@ -39,9 +39,10 @@ type workers struct {
 // start is one attempt at starting a worker. The fields may be read after done
 // is closed.
 type start struct {
-	done chan struct{}
-	link *wire.Conn
-	err  error
+	cancel context.CancelFunc // of the handshake
+	done   chan struct{}
+	link   *wire.Conn
+	err    error
 }
 
 // conn returns the connection to a living worker and starts one if there is
@@ -53,9 +54,10 @@ func (w *workers) conn(ctx context.Context) (*wire.Conn, error) {
 		return nil, fmt.Errorf("the guest is closing")
 	}
 	if w.latest == nil || w.latest.dead() {
-		w.latest = &start{done: make(chan struct{})}
+		hello, cancel := context.WithTimeout(context.Background(), workerHandshake)
+		w.latest = &start{cancel: cancel, done: make(chan struct{})}
 		s := w.latest
-		w.wg.Go(func() { w.begin(s) })
+		w.wg.Go(func() { w.begin(hello, s) })
 	}
 	s := w.latest
 	w.mu.Unlock()
@@ -77,15 +79,14 @@ func (s *start) dead() bool {
 	}
 }
 
-func (w *workers) begin(s *start) {
+func (w *workers) begin(ctx context.Context, s *start) {
 	defer close(s.done)
+	defer s.cancel()
 	p, err := w.launch()
 	if err != nil {
 		s.err = fmt.Errorf("start worker: %w", err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), workerHandshake)
-	defer cancel()
 	s.link, s.err = wire.Dial(ctx, p.R, p.W, killer(p.Kill), nil)
 	if s.err == nil {
 		w.wg.Go(func() {
@@ -123,6 +124,7 @@ func (w *workers) close() {
 	s := w.latest
 	w.mu.Unlock()
 	if s != nil {
+		s.cancel()
 		<-s.done
 		if s.err == nil {
 			_ = s.link.Close()

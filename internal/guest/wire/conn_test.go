@@ -334,3 +334,43 @@ func TestNobodyReadingStopsNeitherReadingNorANewSession(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// FuzzReceive throws any sequence of frames at both kinds of session.
+func FuzzReceive(f *testing.F) {
+	f.Add(true, []byte{3, 0, 1, 2, '{', '}', 4, 0, 1, 1, 'x', 7, 0, 1, 0})
+	f.Add(false, []byte{4, 0, 1, 3, 'a', 'b', 'c', 6, 0, 1, 4, 0, 0, 0, 1, 5, 0, 1, 2, '{', '}'})
+	f.Fuzz(func(t *testing.T, accepting bool, script []byte) {
+		out := newWriter(io.Discard)
+		out.begin(1)
+		var streams []*Stream
+		s := newSession(1, out, nil)
+		if accepting {
+			s.accept = func(st *Stream, _ Request) { streams = append(streams, st) }
+		} else {
+			for range 3 {
+				st, err := s.Open(t.Context(), Request{Op: OpPing})
+				if err != nil {
+					t.Fatal(err)
+				}
+				streams = append(streams, st)
+			}
+		}
+		for len(script) >= 4 {
+			n := min(int(script[3]), len(script)-4)
+			fr := Frame{Header: Header{Kind: Kind(script[0]), Last: script[1]&1 == 1, Epoch: 1, Stream: uint32(script[2])}, Payload: script[4 : 4+n]}
+			script = script[4+n:]
+			if s.receive(fr) != nil {
+				break
+			}
+		}
+		for _, st := range streams {
+			if st.in.Len() > Window || st.credit > Window || st.room < 0 {
+				t.Errorf("stream %d: holds %d, credit %d, room %d", st.id, st.in.Len(), st.credit, st.room)
+			}
+		}
+		s.fail(io.EOF)
+		for _, st := range streams {
+			<-st.done
+		}
+	})
+}
