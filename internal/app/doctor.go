@@ -43,12 +43,17 @@ func Doctor(ctx context.Context, c config.Config, online bool) []sandbox.Info {
 }
 
 func checkBackend(ctx context.Context, c config.Config) []sandbox.Info {
-	dir, err := os.MkdirTemp("", "berth-doctor-")
+	// The real data directory may be in use by a running server: the check gets
+	// one of its own, on the same disk.
+	dir, err := os.MkdirTemp(existing(c.DataDir), ".berth-doctor-")
+	if err != nil {
+		dir, err = os.MkdirTemp("", "berth-doctor-")
+	}
 	if err != nil {
 		return []sandbox.Info{{Name: "sandbox", Text: err.Error(), Fix: "make the temporary directory writable"}}
 	}
 	defer os.RemoveAll(dir)
-	c.DataDir = dir // the real one may be in use by a running server
+	c.DataDir = dir
 	b, err := newBackend(c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return []sandbox.Info{{Name: "sandbox", Text: err.Error()}}
@@ -60,23 +65,23 @@ func checkBackend(ctx context.Context, c config.Config) []sandbox.Info {
 	return nil
 }
 
-// writable reports whether files can be made in dir, or in the parent that it
-// would be made in.
-func writable(dir string) error {
+// existing returns dir, or the nearest folder above it that exists.
+func existing(dir string) string {
 	for {
-		info, err := os.Stat(dir)
-		if err == nil && !info.IsDir() {
-			return fmt.Errorf("%s is not a folder", dir)
-		}
-		if err == nil {
-			break
-		}
-		if !os.IsNotExist(err) || filepath.Dir(dir) == dir {
-			return err
+		if info, err := os.Stat(dir); err == nil && info.IsDir() || filepath.Dir(dir) == dir {
+			return dir
 		}
 		dir = filepath.Dir(dir)
 	}
-	f, err := os.CreateTemp(dir, ".berth-doctor-*")
+}
+
+// writable reports whether files can be made in dir, or in the folder above it
+// that it would be made in.
+func writable(dir string) error {
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return fmt.Errorf("%s is not a folder", dir)
+	}
+	f, err := os.CreateTemp(existing(dir), ".berth-doctor-*")
 	if err != nil {
 		return err
 	}

@@ -164,7 +164,7 @@ func (c *client) followOnce(ctx context.Context, id string, after *int64, fn fun
 		}
 		var e event.Event
 		if err := json.Unmarshal([]byte(data), &e); err != nil {
-			return true, fmt.Errorf("read an event: %w", err)
+			return false, fmt.Errorf("read an event: %w", err) // a line that was cut off
 		}
 		more, err := fn(e)
 		if err != nil || !more {
