@@ -36,11 +36,11 @@ func (s *server) healthz(w http.ResponseWriter, _ *http.Request) {
 func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
-	var wrong []string
 	if err := s.Records.Ping(ctx); err != nil {
-		wrong = append(wrong, "the database does not answer")
+		writeHealth(w, []string{"the database does not answer"})
+		return
 	}
-	polled := false
+	var wrong []string
 	for _, p := range s.Pollers() {
 		switch {
 		case p.Stopped:
@@ -48,15 +48,13 @@ func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 		case p.Failures > 0:
 			wrong = append(wrong, "the platform is not reached for environment "+p.Environment)
 		case !p.LastPoll.IsZero() || p.AtCapacity:
-			polled = true
+			writeHealth(w, nil) // one that works is enough
+			return
+		default:
+			wrong = append(wrong, "environment "+p.Environment+" was not polled yet")
 		}
 	}
-	if polled {
-		wrong = nil
-	} else if len(wrong) == 0 {
-		wrong = append(wrong, "no environment was polled yet")
-	}
-	writeHealth(w, wrong)
+	writeHealth(w, append(wrong, "no environment is served"))
 }
 
 func writeHealth(w http.ResponseWriter, wrong []string) {

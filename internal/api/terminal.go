@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 
 	"github.com/coder/websocket"
@@ -26,6 +27,10 @@ type TerminalMessage struct {
 
 // terminal is an interactive shell in a session's sandbox over a WebSocket.
 func (s *server) terminal(w http.ResponseWriter, r *http.Request) {
+	if origin, err := url.Parse(r.Header.Get("Origin")); err != nil || origin.Host != "" && origin.Host != r.Host {
+		writeError(w, fault.New(fault.Refused, "a page of another origin may not open a terminal"))
+		return
+	}
 	size, err := terminalSize(r)
 	if err != nil {
 		writeError(w, err)
