@@ -358,7 +358,7 @@ func (k *Keeper) sweep(ctx context.Context) error {
 			continue
 		}
 		k.log.Info("removing a sandbox that belongs to no session", "sandbox", ref.ID)
-		errs = append(errs, k.destroyRef(ctx, ref, sandbox.Everything))
+		errs = append(errs, k.backend.Remove(ctx, ref, sandbox.Everything))
 	}
 	return errors.Join(errs...)
 }
@@ -371,25 +371,8 @@ func (k *Keeper) sweepOne(ctx context.Context, session string, how sandbox.Remov
 	}
 	for _, ref := range refs {
 		if ref.ID == sandbox.ID(session) {
-			return k.destroyRef(ctx, ref, how)
+			return k.backend.Remove(ctx, ref, how)
 		}
 	}
 	return nil
-}
-
-// Destroyer is an optional power of a Backend: to remove what a sandbox that no
-// longer runs has left. Every backend of this project has it.
-type Destroyer interface {
-	Remove(ctx context.Context, ref sandbox.Ref, how sandbox.Removal) error
-}
-
-func (k *Keeper) destroyRef(ctx context.Context, ref sandbox.Ref, how sandbox.Removal) error {
-	if d, ok := k.backend.(Destroyer); ok {
-		return d.Remove(ctx, ref, how)
-	}
-	sb, err := k.backend.Attach(ctx, ref)
-	if err != nil {
-		return fmt.Errorf("attach to %s: %w", ref.ID, err)
-	}
-	return sb.Destroy(ctx, how)
 }

@@ -103,7 +103,7 @@ func (st *step) claimed(in Claimed) {
 	for _, c := range st.inOrder() {
 		c.running, c.posting, c.attempts, c.postAfter = false, false, 0, time.Time{}
 		if c.State == Finished {
-			st.doubt(c) // the last run may have sent it
+			c.doubt = st.reads + 1 // the last run may have sent it
 		}
 	}
 }

@@ -38,18 +38,17 @@ func (st *step) doubt(c *Call) {
 
 // readDue returns when the next read begins; zero when nothing asks for one.
 func (s *State) readDue() time.Time {
-	at := s.readNext
 	switch {
 	case s.reading || s.released:
 		return time.Time{}
+	case !s.readNext.IsZero():
+		return s.readNext
 	case !s.connected:
-		if at.Before(s.blindAt) {
-			return s.blindAt
-		}
-	case at.IsZero() && s.synced && s.busy():
+		return s.blindAt
+	case s.synced && s.busy():
 		return s.readAt.Add(s.Rules.ReadEvery)
 	}
-	return at
+	return time.Time{}
 }
 
 // read begins a read when one is due.

@@ -193,7 +193,6 @@ func (st *step) release() {
 	}
 	switch {
 	case st.now.Before(st.turnOverAt.Add(st.Rules.ReleaseAfter)):
-	case st.releasing == 0 && !st.readNext.IsZero(): // that read comes first
 	case st.releasing == 0:
 		st.releasing = st.reads + 1
 		st.wantRead()
@@ -221,7 +220,7 @@ func (s *State) wakeAt() time.Time {
 			due(c.postAfter)
 		}
 	}
-	if !s.turnOverAt.IsZero() && s.releasing == 0 && s.readNext.IsZero() && s.synced && !s.reading && !s.released {
+	if !s.turnOverAt.IsZero() && s.releasing == 0 && s.synced && !s.reading && !s.released {
 		due(s.turnOverAt.Add(s.Rules.ReleaseAfter))
 	}
 	return at

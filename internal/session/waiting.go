@@ -72,7 +72,15 @@ func (s *State) explain() (For, string) {
 	case foreign > 0 && s.Status == "idle" && s.StopReason == "requires_action":
 		return ForClient, count(foreign, "call") + " for another client"
 	case s.Status == "idle" && s.StopReason == "requires_action":
-		return ForPerson, "the platform waits for " + count(len(s.Requires), "event")
+		required := 0
+		for _, id := range s.Requires {
+			if !s.closed[id] {
+				required++
+			}
+		}
+		if required > 0 {
+			return ForPerson, "the platform waits for " + count(required, "event")
+		}
 	case s.Status == "idle":
 		return ForMessage, s.StopReason
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/berth-dev/berth/internal/session"
@@ -47,6 +48,7 @@ type world struct {
 	// What the machine was told.
 	knownCut   time.Time
 	knownEnded map[string]bool // threads
+	knownDone  map[string]bool // calls with a result
 }
 
 type pendingRead struct {
@@ -72,7 +74,7 @@ var begin = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
 func newWorld(fail func(string, ...any)) *world {
 	w := &world{
 		fail: fail, now: begin, log: sessiontest.NewLog(begin), calls: map[string]session.Call{},
-		runs: map[string]int{}, asked: map[string]int{}, knownEnded: map[string]bool{},
+		runs: map[string]int{}, asked: map[string]int{}, knownEnded: map[string]bool{}, knownDone: map[string]bool{},
 		rules: session.Rules{Owns: session.Owns, ReleaseAfter: 5 * time.Second, ReadEvery: 30 * time.Second, SandboxTries: 2},
 	}
 	w.log.Emit = func(ev session.Event) {
@@ -119,6 +121,8 @@ func (w *world) tell(in session.Input) {
 			w.knownCut = ev.ProcessedAt
 		case ev.Type == "session.thread_status_terminated":
 			w.knownEnded[ev.Thread] = true
+		case strings.HasSuffix(ev.Type, "tool_result"):
+			w.knownDone[ev.Refers] = true
 		}
 	}
 }
@@ -242,8 +246,8 @@ func (w *world) mayRun(id string) {
 		w.fail("%s is somebody else's and runs", id)
 	case !u.Allowed():
 		w.fail("%s runs with permission %q and verdict %q", id, u.Permission, u.Verdict)
-	case w.voided(u):
-		w.fail("%s runs after the machine knew that it is void", id)
+	case w.voided(u) || w.knownDone[id]:
+		w.fail("%s runs after the machine knew that it is void or answered", id)
 	}
 }
 
@@ -259,8 +263,8 @@ func (w *world) mayPost(id string) {
 		w.fail("%s is posted without a lease (%s)", id, w.state.Lease)
 	case !session.Owns(u.Name, u.Custom):
 		w.fail("%s is somebody else's and is posted", id)
-	case w.voided(u):
-		w.fail("%s is posted after the machine knew that it is void", id)
+	case w.voided(u) || w.knownDone[id]:
+		w.fail("%s is posted after the machine knew that it is void or answered", id)
 	case slices.ContainsFunc(w.posts, func(a session.Answer) bool { return a.Call == id }):
 		w.fail("%s is posted while it is being posted", id)
 	}
