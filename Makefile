@@ -31,7 +31,8 @@ fmt: ## Format all Go files
 	$(TOOL) golangci-lint fmt
 
 generate: ## Write the documents and golden files that come from code
-	go test ./internal/api ./internal/config -update
+	go test ./internal/api ./internal/config ./internal/session -update
+	go test ./internal/sandbox/linux -run TestBundle -update
 
 verify: ## Everything that CI checks
 	.ci/run
