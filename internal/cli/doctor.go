@@ -33,8 +33,11 @@ func (cmd *doctorCmd) Run(ctx context.Context, d *deps) error {
 	} else {
 		for _, f := range findings {
 			mark := d.out.paint(green, "ok  ")
-			if !f.OK {
+			switch {
+			case !f.OK:
 				mark = d.out.paint(red, "FAIL")
+			case f.Warn:
+				mark = d.out.paint(yellow, "warn")
 			}
 			d.out.line("%s  %s: %s", mark, f.Name, f.Text)
 			if f.Fix != "" {

@@ -30,6 +30,9 @@ type Backend interface {
 	// List returns everything on this host that this backend made under its
 	// data directory, running or not, for the sweeper.
 	List(ctx context.Context) ([]Ref, error)
+	// Remove ends a sandbox that List returned and removes what it has on the
+	// host, running or not. It does what Sandbox.Destroy does, and is idempotent.
+	Remove(ctx context.Context, ref Ref, how Removal) error
 	// Close releases what the process holds; sandboxes keep running.
 	Close() error
 }
@@ -178,10 +181,11 @@ type Terminal interface {
 	Wait(ctx context.Context) (int, error)
 }
 
-// Info is what a backend reports about a host for doctor.
+// Info is one finding about a host, for doctor.
 type Info struct {
 	Name string `json:"name"`
 	OK   bool   `json:"ok"`
+	Warn bool   `json:"warn,omitempty"` // it works, but with less than it could
 	Text string `json:"text"`
 	Fix  string `json:"fix,omitempty"`
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/berth-dev/berth/internal/sandbox"
 )
 
-// Backend makes and finds sandboxes. It implements sandbox.Backend,
-// sandbox.Remover and sandbox.Doctor.
+// Backend makes and finds sandboxes. It implements sandbox.Backend and
+// sandbox.Doctor.
 type Backend struct {
 	cfg       Config
 	sandboxes string // folders below DataDir
@@ -40,7 +40,6 @@ type Backend struct {
 
 var (
 	_ sandbox.Backend = (*Backend)(nil)
-	_ sandbox.Remover = (*Backend)(nil)
 	_ sandbox.Doctor  = (*Backend)(nil)
 )
 

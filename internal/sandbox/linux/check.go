@@ -40,6 +40,11 @@ func lacking(name, fix, format string, args ...any) sandbox.Info {
 	return sandbox.Info{Name: name, Text: fmt.Sprintf(format, args...), Fix: fix}
 }
 
+// reduced is a finding that costs something but stops nothing.
+func reduced(name, fix, format string, args ...any) sandbox.Info {
+	return sandbox.Info{Name: name, OK: true, Warn: true, Text: fmt.Sprintf(format, args...), Fix: fix}
+}
+
 func checkKernel() sandbox.Info {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -63,7 +68,7 @@ func (b *Backend) checkUser() sandbox.Info {
 	ids := b.runtime.ids
 	switch {
 	case ids.rootless:
-		return lacking("user", "run as root for limits and a separate user for the agent's commands",
+		return reduced("user", "run as root for limits and a separate user for the agent's commands",
 			"run by user %d: sandboxes work, but guest and agent share one user id and nothing limits memory and CPU", ids.base)
 	case !ids.mapped():
 		return lacking("user", "give the container a larger id range",
@@ -110,7 +115,7 @@ func (b *Backend) checkLimits() sandbox.Info {
 		if b.runtime.ids.rootless {
 			fix = "run as root"
 		}
-		return lacking(name, fix, "memory and CPU are not limited: %v", b.unlimited)
+		return reduced(name, fix, "memory and CPU are not limited: %v", b.unlimited)
 	}
 	version := "1"
 	if b.limits.unified {
@@ -128,7 +133,7 @@ func checkResource() sandbox.Info {
 		return lacking(name, "report this", "the limit of open files is unknown: %v", err)
 	}
 	if limit.Max < 65536 {
-		return lacking(name, "raise the limit of open files (LimitNOFILE= or ulimit -n) to 65536",
+		return reduced(name, "raise the limit of open files (LimitNOFILE= or ulimit -n) to 65536",
 			"at most %d files may be open in all of a sandbox", limit.Max)
 	}
 	b, _ := readBounded("/proc/self/status", 16<<10)

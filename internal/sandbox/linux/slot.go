@@ -168,7 +168,7 @@ func (b *Backend) adopt(s *slot) (*Sandbox, error) {
 	return box, nil
 }
 
-// Remove implements sandbox.Remover.
+// Remove implements sandbox.Backend.
 func (b *Backend) Remove(ctx context.Context, ref sandbox.Ref, how sandbox.Removal) error {
 	if err := checkID(ref.ID); err != nil {
 		return err

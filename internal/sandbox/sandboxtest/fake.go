@@ -41,7 +41,6 @@ type Fake struct {
 
 var (
 	_ sandbox.Backend = (*Fake)(nil)
-	_ sandbox.Remover = (*Fake)(nil)
 )
 
 // Script answers a call in place of a real tool. It runs in a goroutine of its
@@ -246,7 +245,7 @@ func (f *Fake) List(context.Context) ([]sandbox.Ref, error) {
 	return refs, nil
 }
 
-// Remove implements sandbox.Remover.
+// Remove implements sandbox.Backend.
 func (f *Fake) Remove(ctx context.Context, ref sandbox.Ref, how sandbox.Removal) error {
 	f.mu.Lock()
 	b := f.boxes[ref.ID]

@@ -197,15 +197,11 @@ var lifeCases = []testCase{
 		}
 	}},
 	{claim: "files without a sandbox can be removed", run: func(h *host) {
-		r, ok := h.Backend.(sandbox.Remover)
-		if !ok {
-			h.Skip("the backend is no Remover")
-		}
 		s := h.spec()
 		box := h.create(s)
 		h.destroy(box, sandbox.KeepFiles)
 		for range 2 {
-			if err := r.Remove(h.ctx(), box.Ref(), sandbox.Everything); err != nil {
+			if err := h.Remove(h.ctx(), box.Ref(), sandbox.Everything); err != nil {
 				h.Errorf("Remove: %v", err)
 			}
 		}

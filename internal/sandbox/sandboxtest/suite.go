@@ -102,16 +102,8 @@ func (h *host) purge(s sandbox.Spec) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	ref := sandbox.Ref{ID: s.ID, Backend: b.Name(), Session: s.Session}
-	if r, ok := b.(sandbox.Remover); ok {
-		if err := r.Remove(ctx, ref, sandbox.Everything); err != nil {
-			h.Errorf("remove %s: %v", s.ID, err)
-		}
-		return
-	}
-	if box, err := b.Attach(ctx, ref); err == nil {
-		if err := box.Destroy(ctx, sandbox.Everything); err != nil {
-			h.Errorf("destroy %s: %v", s.ID, err)
-		}
+	if err := b.Remove(ctx, ref, sandbox.Everything); err != nil {
+		h.Errorf("remove %s: %v", s.ID, err)
 	}
 }
 
