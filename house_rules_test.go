@@ -21,6 +21,7 @@ type plan struct {
 	rings    []ring // from the inside out
 	imports  []importRule
 	calls    []callRule
+	pure     pureRule
 	backends string // every folder below it is a sandbox backend, but those named …test
 	suite    string // what a backend's tests have to call
 	grabBags []string
@@ -51,6 +52,15 @@ type callRule struct {
 	tests bool // holds for _test files too
 	why   string
 	allow map[string]string
+}
+
+// pureRule names files that decide and do nothing: they import and use none of
+// these.
+type pureRule struct {
+	files   []string
+	imports []string
+	names   []string
+	why     string
 }
 
 // source is one parsed Go file.
@@ -199,6 +209,9 @@ func (in *inspection) checkImports(s source) {
 				in.blame(s.name, rule.why, "only %s may import %s", strings.Join(rule.rooms, " and "), imported)
 			}
 		}
+		if slices.Contains(in.plan.pure.files, s.name) && slices.Contains(in.plan.pure.imports, imported) {
+			in.blame(s.name, in.plan.pure.why, "it imports %s", imported)
+		}
 		dir, ours := strings.CutPrefix(imported, in.plan.module+"/")
 		if !ours || s.test {
 			continue
@@ -243,6 +256,9 @@ func (in *inspection) checkCalls(s source) {
 }
 
 func (in *inspection) checkCall(s source, at ast.Node, called string) {
+	if slices.Contains(in.plan.pure.files, s.name) && slices.Contains(in.plan.pure.names, called) {
+		in.blame(in.fset.Position(at.Pos()).String(), in.plan.pure.why, "it uses %s", called)
+	}
 	for _, rule := range in.plan.calls {
 		if !slices.Contains(rule.names, called) || s.test && !rule.tests {
 			continue
@@ -333,6 +349,7 @@ func (in *inspection) checkPlan() {
 	const why = "a rule about nothing hides that nobody holds it"
 	exists := map[string]bool{}
 	for _, s := range in.sources {
+		exists[s.name] = true
 		for dir := s.dir; ; dir = path.Dir(dir) {
 			exists[dir] = true
 			if dir == "." {
@@ -354,6 +371,11 @@ func (in *inspection) checkPlan() {
 	for _, room := range slices.Compact(rooms) {
 		if !exists[room] {
 			in.blame("house_test.go", why, "there is no package in %s", room)
+		}
+	}
+	for _, file := range in.plan.pure.files {
+		if !exists[file] {
+			in.blame("house_test.go", why, "there is no file %s", file)
 		}
 	}
 	for _, rule := range in.plan.calls {
