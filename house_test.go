@@ -42,21 +42,21 @@ var house = plan{
 		{
 			name:  "tests",
 			why:   "what only tests need is not part of the program",
-			rooms: []string{"e2e", "internal/testbin", "."},
+			rooms: []string{"e2e", "bench", "internal/testbin", "."},
 		},
 	},
 	imports: []importRule{
 		{
 			path:  "github.com/anthropics/anthropic-sdk-go",
 			rooms: []string{"internal/claude", "internal/guest"},
-			tests: []string{"internal/claude/local", "e2e"},
+			tests: []string{"internal/claude/local", "e2e", "bench"},
 			why: "the SDK's surface moves quickly: one door to the platform, and one to its tools inside the sandbox; " +
 				"the local platform is the other side of the contract and must not share its code",
 		},
 		{
 			path:  "github.com/berth-dev/berth/internal/claude/local",
 			rooms: []string{"internal/app", "internal/cli"},
-			tests: []string{"internal/claude", "e2e"},
+			tests: []string{"internal/claude", "e2e", "bench"},
 			why:   "a production room must never depend on the stand-in for the platform",
 		},
 		{
