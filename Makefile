@@ -4,7 +4,7 @@
 TOOL     := go tool -modfile=.ci/tools/go.mod
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 30s
-PACKAGES  = $(shell go list ./... | grep -v '/e2e$$')
+PACKAGES  = $(shell go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v '/e2e$$')
 
 .DEFAULT_GOAL := help
 .PHONY: help build test test-race e2e lint fmt generate verify demo bench fuzz dist clean
