@@ -5,6 +5,7 @@ package intake
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -15,9 +16,16 @@ import (
 
 // Keeper is where claimed items go. session.Keeper implements it.
 type Keeper interface {
-	Free() int
+	// Reserve takes a slot before an item is asked for, so that several pollers
+	// never claim more than there is room for; false when none is free. Accept
+	// uses it up, Unreserve gives it back.
+	Reserve() bool
+	Unreserve()
 	Freed() <-chan struct{}
+	// Record stores an item before the platform is told that it is ours; Abandon
+	// that it did not become so.
 	Record(ctx context.Context, item session.Item) (session.Work, error)
+	Abandon(ctx context.Context, work session.Work, why string) error
 	Accept(ctx context.Context, item session.Item, work session.Work, p session.Platform) error
 }
 
@@ -26,6 +34,7 @@ const (
 	pollBlock    = 999 * time.Millisecond // the platform's longest
 	pauseMin     = time.Second            // after an empty poll
 	pauseMax     = 3 * time.Second
+	pollWithin   = 30 * time.Second // beyond the block, for an answer
 	ackAttempts  = 4
 	claimTimeout = 30 * time.Second
 )
@@ -91,39 +100,61 @@ const refusedPause = time.Minute
 func (p *Poller) Run(ctx context.Context) {
 	failures := 0
 	for ctx.Err() == nil {
-		if p.keeper.Free() == 0 {
+		if !p.keeper.Reserve() {
 			p.note(func(s *Status) { s.AtCapacity = true })
 			p.wait(ctx, pauseMax, p.keeper.Freed())
 			continue
 		}
-		p.note(func(s *Status) { s.AtCapacity = false })
-		item, err := p.queue.Poll(ctx, pollBlock)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
-			failures++
-			refused := session.StatusOf(err) != 0 && !session.Retryable(err)
-			pause := session.Backoff{Base: 2 * time.Second, Cap: time.Minute}.Wait(failures, err)
-			if refused {
-				pause = refusedPause
-			}
-			p.log.Warn("poll failed", "failures", failures, "refused", refused, "pause", pause, "err", err)
-			p.note(func(s *Status) { s.Failures, s.LastError, s.Stopped = failures, err.Error(), refused })
-			p.wait(ctx, pause, nil)
-		case item == nil:
-			failures = 0
-			p.note(func(s *Status) { s.LastPoll, s.Failures, s.LastError, s.Stopped = time.Now(), 0, "", false })
-			p.wait(ctx, pauseMin+rand.N(pauseMax-pauseMin), nil)
-		default:
-			failures = 0
-			now := time.Now()
-			p.note(func(s *Status) {
-				s.LastPoll, s.LastClaim, s.Failures, s.LastError, s.Stopped = now, now, 0, "", false
-			})
-			p.claim(ctx, *item)
+		claimed, err := p.poll(ctx)
+		if !claimed {
+			p.keeper.Unreserve()
 		}
+		if ctx.Err() != nil {
+			return
+		}
+		now := time.Now()
+		if err == nil {
+			failures = 0
+			p.note(func(s *Status) {
+				s.LastPoll, s.Failures, s.LastError, s.Stopped, s.AtCapacity = now, 0, "", false, false
+				if claimed {
+					s.LastClaim = now
+				}
+			})
+			if !claimed {
+				p.wait(ctx, pauseMin+rand.N(pauseMax-pauseMin), nil)
+			}
+			continue
+		}
+		failures++
+		refused := errors.Is(err, errRefused)
+		pause := session.Backoff{Base: 2 * time.Second, Cap: time.Minute}.Wait(failures, err)
+		if refused {
+			pause = refusedPause
+		}
+		p.log.Warn("no work claimed", "failures", failures, "refused", refused, "pause", pause, "err", err)
+		p.note(func(s *Status) {
+			s.Failures, s.LastError, s.Stopped, s.AtCapacity = failures, err.Error(), refused, false
+		})
+		p.wait(ctx, pause, nil)
 	}
+}
+
+// errRefused marks a poll that the platform refused for good.
+var errRefused = errors.New("the platform refuses this environment's key")
+
+// poll asks for one item and claims it; false when there was none for us.
+func (p *Poller) poll(ctx context.Context) (claimed bool, err error) {
+	within, cancel := context.WithTimeout(ctx, pollBlock+pollWithin)
+	defer cancel()
+	item, err := p.queue.Poll(within, pollBlock)
+	switch {
+	case err != nil && session.StatusOf(err) != 0 && !session.Retryable(err):
+		return false, fmt.Errorf("%w: %w", errRefused, err)
+	case err != nil || item == nil:
+		return false, err
+	}
+	return p.claim(ctx, *item)
 }
 
 // wait pauses until the time is over, the bell rings, or early receives.
@@ -140,32 +171,34 @@ func (p *Poller) wait(ctx context.Context, d time.Duration, early <-chan struct{
 
 // claim makes a polled item ours: on record, acknowledged, beating. Whatever
 // fails on the way leaves the item to the platform, which hands it out again.
-func (p *Poller) claim(ctx context.Context, item session.Item) {
+func (p *Poller) claim(ctx context.Context, item session.Item) (claimed bool, err error) {
 	// A claim that has begun is carried through, or its item would wait for its
 	// lease to lapse.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
 	log := p.log.With("work", item.ID, "session", item.Session)
-	if item.Type != "session" {
+	if item.Type != "session" || item.Session == "" {
 		// A health check, or a kind that is not known yet (contract §12.8).
 		log.Info("work item is not a session; finished", "type", item.Type)
 		if err := p.queue.ForceStop(ctx, item.ID); err != nil {
-			log.Warn("work item not stopped", "err", err)
+			return false, fmt.Errorf("stop work item %s: %w", item.ID, err)
 		}
-		return
+		p.Ring() // there may be another one behind it
+		return false, nil
 	}
 	work, err := p.keeper.Record(ctx, item)
 	if err != nil {
-		log.Error("work item not recorded; left to the platform", "err", err)
-		return
+		return false, err
 	}
 	if err := p.ack(ctx, item.ID); err != nil {
 		log.Warn("work item not acknowledged; left to the platform", "err", err)
-		return
+		return false, p.keeper.Abandon(ctx, work, "it could not be acknowledged")
 	}
+	// From here on the slot is the item's, whatever comes of it.
 	if err := p.keeper.Accept(ctx, item, work, p.queue.Platform(item)); err != nil {
 		log.Error("work item not accepted", "err", err)
 	}
+	return true, nil
 }
 
 // ack acknowledges an item. After an attempt without an answer a refusal proves

@@ -26,53 +26,72 @@ type callRun struct {
 	stop func()
 }
 
-// startCall runs a call on the guest, or recalls it from an earlier process, and
-// reports its result. It ends without a report only when the process leaves.
+// startCall runs a call on the guest, or recalls it from an earlier run, and
+// reports its result. It ends without a report when the process leaves, and when
+// the lease is gone already: the next run finds the call as it is now.
 func (a *actor) startCall(ctx context.Context, id string, recall bool) {
-	c := a.state.Calls[id]
-	call := tool.Call{ID: c.ID, Name: c.Name, Input: c.Input, Shell: c.Thread, Timeout: a.keeper.cfg.ToolTimeout}
-	bound := callBound(call, a.keeper.cfg.ToolTimeout)
-	sb, instance := a.sandbox, c.Instance
-	runCtx, cancel := context.WithTimeoutCause(ctx, bound+callGrace, errStuck)
+	lease := a.claim.lease.ctx
+	if lease.Err() != nil {
+		return
+	}
+	c, sb := a.state.Calls[id], a.sandbox
+	ask := request{
+		call:     tool.Call{ID: c.ID, Name: c.Name, Input: c.Input, Shell: c.Thread, Timeout: a.keeper.cfg.ToolTimeout},
+		instance: c.Instance, recall: recall, mayRun: !c.cancelled,
+	}
+	runCtx, cancel := context.WithTimeoutCause(ctx, callBound(ask.call, a.keeper.cfg.ToolTimeout)+callGrace, errStuck)
 	stopped := make(chan struct{})
-	var once sync.Once
-	a.calls[id] = &callRun{stop: func() { once.Do(func() { close(stopped) }) }}
+	r := &callRun{stop: sync.OnceFunc(func() { close(stopped) })}
+	a.calls[id] = r
 	if c.cancelled {
-		a.calls[id].stop()
+		r.stop()
 	}
 	finished := make(chan struct{})
-	a.helpers.Go(func() {
+	a.crew.Go(func() {
 		defer cancel()
 		defer close(finished)
-		in := runCall(runCtx, sb, call, instance, recall)
+		in := runCall(runCtx, sb, ask)
 		if ctx.Err() != nil {
 			return // leaving: the call goes on inside, the successor recalls it
 		}
-		a.tell(ctx, message{in: in, apply: func() { delete(a.calls, id) }})
+		a.tell(ctx, message{apply: func() { a.callEnded(ctx, sb, id, in) }})
 	})
-	lost := a.claim.lease.ctx
-	a.helpers.Go(func() {
+	a.crew.Go(func() {
 		// The lease's own context counts too: a lost lease stops work at once,
 		// even while the actor is busy writing.
 		select {
 		case <-finished:
 			return
-		case <-ctx.Done():
-			return
 		case <-stopped:
-		case <-lost.Done():
-			if ctx.Err() != nil {
-				return
-			}
+		case <-lease.Done():
+		}
+		if ctx.Err() != nil {
+			return
 		}
 		stopCall(ctx, sb, id)
+		late := time.NewTimer(cancelWithin)
+		defer late.Stop()
 		select {
 		case <-finished:
 		case <-ctx.Done():
-		case <-time.After(cancelWithin):
+		case <-late.C:
+			if errors.Is(context.Cause(lease), errLeaseLost) {
+				// Somebody else may be at work by now: what does not stop when it
+				// is told to is stopped from outside.
+				a.tell(ctx, message{apply: func() { a.fence(ctx, sb) }})
+			}
 			cancel()
 		}
 	})
+}
+
+// callEnded runs on the actor when a call has been answered or given up.
+func (a *actor) callEnded(ctx context.Context, sb sandbox.Sandbox, id string, in Input) {
+	delete(a.calls, id)
+	if _, other := in.(SandboxUp); other && a.sandbox != sb {
+		in = CallLost{ID: id, Why: "The sandbox was replaced while this call was running, and it is not known how far it got."}
+	}
+	a.step(ctx, in)
 }
 
 // errStuck ends a call that neither finishes nor heeds its bounds.
@@ -97,12 +116,24 @@ func callBound(c tool.Call, timeout time.Duration) time.Duration {
 	return min(bound, maxCallBound)
 }
 
-// stopCall cancels a call on whatever guest answers now.
+// stopCall cancels a call on whatever guest answers now. The bound on the run
+// catches a guest that cannot be told, or does not heed it.
 func stopCall(ctx context.Context, sb sandbox.Sandbox, id string) {
 	ctx, cancel := context.WithTimeout(ctx, cancelWithin)
 	defer cancel()
-	if g, err := sb.Guest(ctx); err == nil {
-		_ = g.Cancel(ctx, id) // the bound on the run catches a guest that does not heed it
+	for failures := 1; ; failures++ {
+		g, err := sb.Guest(ctx)
+		if err == nil {
+			err = g.Cancel(ctx, id)
+		}
+		if !errors.Is(err, sandbox.ErrDisconnected) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(Backoff{Base: 50 * time.Millisecond, Cap: time.Second}.Wait(failures, nil)):
+		}
 	}
 }
 
@@ -115,32 +146,41 @@ func forget(ctx context.Context, sb sandbox.Sandbox, ids []string) {
 	}
 }
 
+// request is what a guest is asked for.
+type request struct {
+	call     tool.Call
+	instance string // the guest that may answer it
+	recall   bool   // do not start it: it was started before
+	mayRun   bool   // a recalled call that the guest never heard of may run now
+}
+
 // runCall asks the guest until there is an answer: connections may break, the
 // call goes on inside. It never runs a call on another guest instance than the
-// one on record.
-func runCall(ctx context.Context, sb sandbox.Sandbox, call tool.Call, instance string, recall bool) Input {
+// one on record; when another one answers, it reports that one as SandboxUp.
+func runCall(ctx context.Context, sb sandbox.Sandbox, ask request) Input {
 	for failures := 1; ; failures++ {
-		res, err := askGuest(ctx, sb, call, instance, recall)
+		res, answers, err := askGuest(ctx, sb, ask)
 		switch {
 		case err == nil:
-			return CallFinished{ID: call.ID, Result: res}
-		case errors.Is(err, sandbox.ErrUnknownCall) && recall:
+			return CallFinished{ID: ask.call.ID, Result: res}
+		case errors.Is(err, sandbox.ErrUnknownCall) && ask.recall && ask.mayRun:
 			// This very guest never heard of it: the earlier process died between
 			// the record and the message. It is safe to run it now.
-			recall = false
+			ask.recall = false
 			continue
+		case errors.Is(err, sandbox.ErrUnknownCall) && ask.recall:
+			return CallLost{ID: ask.call.ID, Why: "The call was not run: it was stopped before it began."}
 		case errors.Is(err, errOtherGuest):
-			return CallLost{ID: call.ID, Why: "The sandbox was restarted while this call was running, and it is not known how far it got. " +
-				"Files in /workspace were kept; running processes and shell state are gone."}
+			return SandboxUp{Instance: answers}
 		case errors.Is(err, sandbox.ErrAcknowledged):
-			return CallLost{ID: call.ID, Why: "The call ran, but its result is no longer available."}
+			return CallLost{ID: ask.call.ID, Why: "The call ran, but its result is no longer available."}
 		case errors.Is(err, sandbox.ErrGone):
-			return CallLost{ID: call.ID, Why: "The sandbox ended while this call was running, and it is not known how far it got: " +
+			return CallLost{ID: ask.call.ID, Why: "The sandbox ended while this call was running, and it is not known how far it got: " +
 				exitReason(ctx, sb) + ". Files in /workspace were kept; running processes and shell state are gone."}
 		case ctx.Err() != nil:
-			return CallLost{ID: call.ID, Why: "The call did not end within its bounds and was given up. It may have had some of its effects."}
+			return CallLost{ID: ask.call.ID, Why: "The call did not end within its bounds and was given up. It may have had some of its effects."}
 		case !errors.Is(err, sandbox.ErrDisconnected):
-			return CallLost{ID: call.ID, Why: fmt.Sprintf("The sandbox did not run the call: %v.", err)}
+			return CallLost{ID: ask.call.ID, Why: fmt.Sprintf("The sandbox did not answer the call, and it is not known how far it got: %v.", err)}
 		}
 		select {
 		case <-ctx.Done():
@@ -151,20 +191,23 @@ func runCall(ctx context.Context, sb sandbox.Sandbox, call tool.Call, instance s
 
 var errOtherGuest = errors.New("another guest instance answers")
 
-func askGuest(ctx context.Context, sb sandbox.Sandbox, call tool.Call, instance string, recall bool) (tool.Result, error) {
+// askGuest asks once. With errOtherGuest it names the guest that answers now.
+func askGuest(ctx context.Context, sb sandbox.Sandbox, ask request) (tool.Result, string, error) {
 	connect, cancel := context.WithTimeout(ctx, guestWithin)
 	defer cancel()
 	g, err := sb.Guest(connect)
 	if err != nil {
-		return tool.Result{}, err
+		return tool.Result{}, "", err
 	}
-	if g.Instance() != instance {
-		return tool.Result{}, errOtherGuest
+	if g.Instance() != ask.instance {
+		return tool.Result{}, g.Instance(), errOtherGuest
 	}
-	if recall {
-		return g.Recall(ctx, call.ID)
+	if ask.recall {
+		res, err := g.Recall(ctx, ask.call.ID)
+		return res, "", err
 	}
-	return g.Call(ctx, call)
+	res, err := g.Call(ctx, ask.call)
+	return res, "", err
 }
 
 // exitReason asks a sandbox that is gone how it ended.

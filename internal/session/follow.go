@@ -21,12 +21,8 @@ func (a *actor) follow(ctx context.Context, p Platform) {
 		if ctx.Err() != nil {
 			return
 		}
-		switch {
-		case StatusOf(err) == 404:
-			a.tell(ctx, message{in: SessionOver{How: "deleted"}})
-			return
-		case StatusOf(err) != 0 && !Retryable(err):
-			a.tell(ctx, message{in: Rejected{Why: err.Error()}})
+		if in := fatal(err); in != nil {
+			a.tell(ctx, message{in: in})
 			return
 		}
 		if time.Since(opened) > streamHealthy {
@@ -39,6 +35,18 @@ func (a *actor) follow(ctx context.Context, p Platform) {
 		case <-time.After(Backoff{Base: 500 * time.Millisecond, Cap: 10 * time.Second}.Wait(failures, err)):
 		}
 	}
+}
+
+// fatal returns what an error means for the run when trying again is no use, nil
+// when it may help.
+func fatal(err error) Input {
+	switch {
+	case Gone(err):
+		return SessionOver{How: "deleted"}
+	case StatusOf(err) != 0 && !Retryable(err):
+		return Rejected{Why: err.Error()}
+	}
+	return nil
 }
 
 func (a *actor) followOnce(ctx context.Context, p Platform) error {
@@ -64,27 +72,36 @@ func (a *actor) followOnce(ctx context.Context, p Platform) error {
 	}
 }
 
+// pageWithin bounds the time for one page of the history, and for the session to
+// take it in.
+const pageWithin = 2 * time.Minute
+
+var errSilent = errors.New("no page of the history for too long")
+
 // readHistory lists events page by page and reports how it went.
-func (a *actor) readHistory(ctx context.Context, p Platform, e ReadHistory) {
+func (a *actor) readHistory(runCtx context.Context, p Platform, e ReadHistory) {
+	ctx, cancel := context.WithCancelCause(runCtx)
+	defer cancel(nil)
+	silence := time.AfterFunc(pageWithin, func() { cancel(errSilent) })
+	defer silence.Stop()
 	err := p.History(ctx, e.Since, func(page []Event) error {
 		if !a.tell(ctx, message{in: Observed{Events: page, Read: e.Read}}) {
 			return ctx.Err()
 		}
+		silence.Reset(pageWithin)
 		return nil
 	})
+	in := fatal(err)
 	switch {
 	case err == nil:
-		a.tell(ctx, message{in: HistoryRead{Read: e.Read}})
-	case StatusOf(err) == 404:
-		a.tell(ctx, message{in: SessionOver{How: "deleted"}})
-	case StatusOf(err) != 0 && !Retryable(err):
-		a.tell(ctx, message{in: Rejected{Why: err.Error()}})
-	default:
-		if ctx.Err() == nil {
-			a.log.Warn("history not read", "err", err)
+		in = HistoryRead{Read: e.Read}
+	case in == nil:
+		if runCtx.Err() == nil {
+			a.log.Warn("history not read", "err", errors.Join(err, context.Cause(ctx)))
 		}
-		a.tell(ctx, message{in: HistoryFailed{Read: e.Read}})
+		in = HistoryFailed{Read: e.Read}
 	}
+	a.tell(runCtx, message{in: in})
 }
 
 // sendTimeout bounds one attempt to post a result (contract §3.4).

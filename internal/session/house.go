@@ -16,11 +16,32 @@ import (
 // This file is about the sandbox of a session: made or found when the first call
 // needs it, watched while it runs, removed when it is not needed any more.
 
+// Bounds of what is done to a sandbox.
+const (
+	startWithin   = 5 * time.Minute
+	destroyWithin = time.Minute
+)
+
 // movePlan is what startSandbox needs to know, taken on the actor's goroutine.
 type movePlan struct {
-	ref      *sandbox.Ref // of a sandbox that may still run
-	platform Platform     // nil when a person asked between two work items
-	skills   []Skill
+	ref       *sandbox.Ref // of a sandbox that may still run
+	known     bool         // it is on record, so its skills were installed
+	adoptOnly bool         // attach, or leave it
+	platform  Platform     // nil when a person asked between two work items
+	skills    []Skill
+	informed  bool // skills are known
+}
+
+func (a *actor) planMove() movePlan {
+	plan := movePlan{ref: a.record.Sandbox, known: a.record.Sandbox != nil}
+	if a.claim != nil {
+		plan.platform, plan.skills, plan.informed = a.claim.platform, a.info.Skills, a.informed
+	} else if plan.adoptOnly = a.adoptOnly; plan.ref == nil && plan.adoptOnly {
+		// An earlier process died before it could note what it had made.
+		plan.ref = &sandbox.Ref{ID: sandbox.ID(a.id), Backend: a.keeper.backend.Name(), Session: a.id}
+	}
+	a.adoptOnly = false
+	return plan
 }
 
 // startSandbox runs beside the actor and reports SandboxUp or SandboxDown. It
@@ -28,25 +49,47 @@ type movePlan struct {
 func (a *actor) startSandbox(ctx, runCtx context.Context, plan movePlan) {
 	sb, instance, adopted, err := a.bringUp(runCtx, plan)
 	if err == nil {
-		a.tell(ctx, message{in: SandboxUp{Instance: instance}, apply: func() { a.settleIn(ctx, sb, adopted, plan) }})
+		skilled := plan.platform != nil
+		if adopted {
+			skilled = plan.known
+		}
+		a.tell(ctx, message{apply: func() { a.settleIn(ctx, sb, instance, adopted, skilled) }})
 		return
 	}
 	why := "the run ended while the sandbox was starting"
-	if runCtx.Err() == nil {
+	switch {
+	case runCtx.Err() != nil:
+	case plan.adoptOnly:
+		why = "there is no sandbox to adopt"
+	default:
 		a.log.Error("sandbox not started", "err", err)
 		a.note(ctx, event.SandboxFailed, map[string]string{"why": err.Error()})
 		why = "the sandbox could not be started: " + fault.Public(err).Error()
 	}
-	a.tell(ctx, message{in: SandboxDown{Starting: true, Why: why}, apply: func() { a.answerOpens(nil, err) }})
+	gaveUp := runCtx.Err() == nil && !plan.adoptOnly
+	a.tell(ctx, message{in: SandboxDown{Starting: true, Why: why}, apply: func() {
+		if gaveUp {
+			a.answerOpens(nil, err) // else they ask again: see main
+		}
+		if plan.adoptOnly {
+			a.park(ctx, plan.known, why)
+		}
+	}})
 }
 
 // bringUp attaches to the sandbox on record or makes a new one, and installs the
-// skills into a new one before anything can run in it.
-func (a *actor) bringUp(ctx context.Context, plan movePlan) (sb sandbox.Sandbox, instance string, adopted bool, err error) {
+// skills into a new one before anything can run in it. When it ends because ctx
+// did, what it found or made is left as it is, for whoever comes next.
+func (a *actor) bringUp(runCtx context.Context, plan movePlan) (sb sandbox.Sandbox, instance string, adopted bool, err error) {
+	ctx, cancel := context.WithTimeout(runCtx, startWithin)
+	defer cancel()
 	if plan.ref != nil {
 		sb, instance, err = a.reattach(ctx, *plan.ref)
 		if err == nil {
 			return sb, instance, true, nil
+		}
+		if runCtx.Err() != nil || plan.adoptOnly {
+			return nil, "", false, err
 		}
 		if !errors.Is(err, sandbox.ErrGone) {
 			a.log.Warn("a running sandbox could not be adopted; it is replaced", "err", err)
@@ -62,11 +105,14 @@ func (a *actor) bringUp(ctx context.Context, plan movePlan) (sb sandbox.Sandbox,
 	}
 	g, err := sb.Guest(ctx)
 	if err != nil {
-		_ = sb.Destroy(context.WithoutCancel(ctx), sandbox.KeepFiles) // the error that counts is the guest's
-		return nil, "", false, fmt.Errorf("connect to the guest: %w", err)
+		err = fmt.Errorf("connect to the guest: %w", err)
+		if runCtx.Err() == nil {
+			err = errors.Join(err, destroy(runCtx, sb, sandbox.KeepFiles))
+		}
+		return nil, "", false, err
 	}
 	if plan.platform != nil {
-		a.installSkills(ctx, plan.platform, g, plan.skills)
+		a.installSkills(runCtx, plan, g)
 	}
 	a.log.Info("sandbox ready", "sandbox", sb.Ref().ID, "dur", a.keeper.now().Sub(began))
 	return sb, g.Instance(), false, nil
@@ -83,17 +129,35 @@ func (a *actor) reattach(ctx context.Context, ref sandbox.Ref) (sandbox.Sandbox,
 	defer cancel()
 	g, err := sb.Guest(connect)
 	if err != nil {
-		return nil, "", errors.Join(fmt.Errorf("connect to the guest: %w", err), sb.Destroy(ctx, sandbox.KeepFiles))
+		err = fmt.Errorf("connect to the guest: %w", err)
+		if ctx.Err() == nil {
+			err = errors.Join(err, destroy(ctx, sb, sandbox.KeepFiles))
+		}
+		return nil, "", err
 	}
 	return sb, g.Instance(), nil
 }
 
+// destroy ends a sandbox within its bound, whatever happens to ctx.
+func destroy(ctx context.Context, sb sandbox.Sandbox, how sandbox.Removal) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyWithin)
+	defer cancel()
+	return sb.Destroy(ctx, how)
+}
+
 // settleIn runs on the actor once a sandbox is up.
-func (a *actor) settleIn(ctx context.Context, sb sandbox.Sandbox, adopted bool, plan movePlan) {
+func (a *actor) settleIn(ctx context.Context, sb sandbox.Sandbox, instance string, adopted, skilled bool) {
+	if a.record.Phase == Over { // it ended meanwhile, and nothing may be left
+		if err := destroy(ctx, sb, sandbox.Everything); err != nil {
+			a.log.Error("sandbox not removed; the sweep tries again", "err", err)
+		}
+		a.step(ctx, SandboxDown{Starting: true, Why: "the session has ended"})
+		return
+	}
 	now := a.keeper.now()
 	ref := sb.Ref()
-	a.skilled = adopted || plan.platform != nil
-	if a.claim == nil && a.record.Phase == Parked {
+	a.skilled = skilled
+	if a.claim == nil {
 		a.record.Phase = Warm
 	}
 	a.sandbox, a.record.Sandbox, a.record.Backend = sb, &ref, ref.Backend
@@ -112,6 +176,7 @@ func (a *actor) settleIn(ctx context.Context, sb sandbox.Sandbox, adopted bool, 
 		a.tell(ctx, message{apply: func() { a.moveOut(ctx, sb, exit) }})
 	})
 	a.answerOpens(sb, nil)
+	a.step(ctx, SandboxUp{Instance: instance})
 }
 
 // moveOut runs on the actor when a sandbox has ended by itself.
@@ -120,56 +185,96 @@ func (a *actor) moveOut(ctx context.Context, sb sandbox.Sandbox, exit sandbox.Ex
 		return // removed by us
 	}
 	a.log.Warn("sandbox ended by itself", "reason", exit.Reason, "code", exit.Code)
-	if err := sb.Destroy(ctx, sandbox.KeepFiles); err != nil {
+	if err := destroy(ctx, sb, sandbox.KeepFiles); err != nil {
 		a.log.Error("remains of a sandbox not removed", "err", err)
 	}
 	a.forgetSandbox(ctx, event.SandboxLost, exit.Reason)
 	a.step(ctx, SandboxDown{Why: cmp.Or(exit.Reason, "the reason is not known")})
 }
 
+// fence ends a sandbox in which something goes on that must not.
+func (a *actor) fence(ctx context.Context, sb sandbox.Sandbox) {
+	if a.sandbox != sb {
+		return
+	}
+	const why = "a call did not stop after the lease was lost"
+	a.remove(ctx, sandbox.KeepFiles, why)
+	a.step(ctx, SandboxDown{Why: why})
+}
+
 // remove ends the sandbox on purpose. It does nothing when none is on record
 // and nothing was ever made.
 func (a *actor) remove(ctx context.Context, how sandbox.Removal, why string) {
 	sb := a.sandbox
-	if sb == nil {
-		if how != sandbox.Everything {
-			return
-		}
-		if err := a.keeper.sweepOne(ctx, a.id, how); err != nil {
-			a.log.Error("sandbox not removed; the sweeper tries again", "err", err)
-		}
-		a.forgetSandbox(ctx, event.SandboxRemoved, why)
+	a.sandbox = nil
+	var err error
+	switch {
+	case sb != nil:
+		err = destroy(ctx, sb, how)
+	case how == sandbox.Everything:
+		within, cancel := context.WithTimeout(ctx, destroyWithin)
+		defer cancel()
+		err = a.keeper.backend.Remove(within, sandbox.Ref{ID: sandbox.ID(a.id), Backend: a.keeper.backend.Name(), Session: a.id}, how)
+	default:
 		return
 	}
-	a.sandbox = nil
-	if err := sb.Destroy(ctx, how); err != nil {
-		a.log.Error("sandbox not removed; the sweeper tries again", "err", err)
+	if err != nil {
+		a.log.Error("sandbox not removed; the sweep tries again", "err", err)
 	}
 	a.forgetSandbox(ctx, event.SandboxRemoved, why)
 }
 
+// forgetSandbox notes that none runs.
 func (a *actor) forgetSandbox(ctx context.Context, typ event.Type, why string) {
 	now := a.keeper.now()
 	a.sandbox, a.record.Sandbox, a.record.SandboxSince = nil, nil, time.Time{}
 	a.state.Sandbox, a.state.Instance = SandboxNone, ""
-	if a.record.Phase == Warm {
+	if a.claim == nil && a.record.Phase != Over {
 		a.record.Phase = Parked
 	}
 	a.store(ctx, Change{At: now, Session: &a.record, Events: []event.Event{event.New(now, a.id, typ, map[string]string{"why": why})}})
 }
 
 // open answers a person who wants into the sandbox: at once when it runs, else
-// when it has been started.
+// when it has been started. A request without a person looks for a sandbox that
+// an earlier process left.
 func (a *actor) open(ctx context.Context, req openRequest) {
 	switch {
+	case req.reply == nil:
+		a.adopt(ctx)
 	case a.sandbox != nil:
 		req.reply <- openReply{sandbox: a.sandbox}
-	case a.record.Phase == Over:
-		req.reply <- openReply{err: fault.New(fault.Gone, "session %s has ended; its sandbox is gone", a.id)}
+	case a.record.Phase == Over || a.state.Ended != "":
+		req.reply <- openReply{err: a.gone()}
 	default:
 		a.waiters = append(a.waiters, req)
 		a.step(ctx, SandboxWanted{})
 	}
+}
+
+// adopt brings the record of a session that nobody works on up to date after a
+// start, and attaches to its sandbox if that still runs.
+func (a *actor) adopt(ctx context.Context) {
+	if a.claim != nil || a.sandbox != nil || a.state.Sandbox != SandboxNone {
+		return
+	}
+	a.adoptOnly = true
+	a.step(ctx, SandboxWanted{})
+}
+
+// park notes that a session which nobody works on has no sandbox; lost says that
+// it had one.
+func (a *actor) park(ctx context.Context, lost bool, why string) {
+	if lost {
+		a.forgetSandbox(ctx, event.SandboxLost, why)
+	} else if a.claim == nil && a.record.Phase != Over {
+		a.record.Phase = Parked
+		a.store(ctx, Change{At: a.keeper.now(), Session: &a.record})
+	}
+}
+
+func (a *actor) gone() error {
+	return fault.New(fault.Gone, "session %s has ended; its sandbox is gone", a.id)
 }
 
 func (a *actor) answerOpens(sb sandbox.Sandbox, err error) {
@@ -193,14 +298,24 @@ func (a *actor) equip(ctx context.Context) {
 		a.log.Warn("skills not installed", "err", err)
 		return
 	}
-	a.installSkills(ctx, a.claim.platform, g, a.info.Skills)
+	a.installSkills(ctx, a.planMove(), g)
 }
 
 // installSkills unpacks the agent's skills. One that fails is reported and the
 // session continues without it (contract §6.1).
-func (a *actor) installSkills(ctx context.Context, p Platform, g sandbox.Guest, skills []Skill) {
-	for _, s := range skills {
-		name, err := installSkill(ctx, p, g, s)
+func (a *actor) installSkills(ctx context.Context, plan movePlan, g sandbox.Guest) {
+	if !plan.informed {
+		within, cancel := context.WithTimeout(ctx, infoWithin)
+		info, err := plan.platform.Info(within)
+		cancel()
+		if err != nil {
+			a.log.Warn("skills not known", "err", err)
+			a.note(ctx, event.SkillFailed, map[string]string{"why": "the session could not be read: " + err.Error()})
+		}
+		plan.skills = info.Skills
+	}
+	for _, s := range plan.skills {
+		name, err := installSkill(ctx, plan.platform, g, s)
 		if err != nil {
 			a.log.Warn("skill not installed", "skill", s.ID, "err", err)
 			a.note(ctx, event.SkillFailed, map[string]string{"skill": s.ID, "why": err.Error()})
@@ -219,15 +334,4 @@ func installSkill(ctx context.Context, p Platform, g sandbox.Guest, s Skill) (st
 	}
 	defer archive.Close()
 	return name, g.InstallSkill(ctx, name, io.LimitReader(archive, sandbox.MaxSkillArchive+1))
-}
-
-// note puts an event into the session's log from a helper goroutine. It is a
-// report, not a state change: when it cannot be written it is dropped.
-func (a *actor) note(ctx context.Context, typ event.Type, data any) {
-	now := a.keeper.now()
-	if err := a.keeper.records.Commit(ctx, Change{At: now, Events: []event.Event{event.New(now, a.id, typ, data)}}); err != nil {
-		a.log.Warn("event not written", "type", typ, "err", err)
-		return
-	}
-	a.keeper.bus.Publish(a.id)
 }

@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -61,10 +60,24 @@ func NewKeeper(cfg Config, backend sandbox.Backend, records Records, seal Sealer
 // Close makes the keeper leave: it takes no more work, keeps the sandboxes
 // running and the leases for a successor, and waits for its actors.
 func (k *Keeper) Close() error {
-	k.leave(errLeaving)
+	k.quit(errLeaving, nil)
 	k.actors.Wait()
 	return nil
 }
+
+// quit makes every actor leave. Actors start under the same lock, so none does
+// afterwards.
+func (k *Keeper) quit(cause, fatal error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.fatal == nil && k.ctx.Err() == nil {
+		k.fatal = fatal
+	}
+	k.leave(cause)
+}
+
+// fenced makes the keeper leave because its data are another process's now.
+func (k *Keeper) fenced(err error) { k.quit(err, err) }
 
 // Err returns why the keeper had to stop by itself, if it did; Done is closed
 // then, or when Close was called.
@@ -77,13 +90,6 @@ func (k *Keeper) Err() error {
 // Done is closed when the keeper leaves.
 func (k *Keeper) Done() <-chan struct{} { return k.ctx.Done() }
 
-func (k *Keeper) fenced(err error) {
-	k.mu.Lock()
-	k.fatal = err
-	k.mu.Unlock()
-	k.leave(err)
-}
-
 // Free returns how many more work items may be claimed.
 func (k *Keeper) Free() int {
 	k.mu.Lock()
@@ -94,14 +100,26 @@ func (k *Keeper) Free() int {
 // Freed receives after a slot became free.
 func (k *Keeper) Freed() <-chan struct{} { return k.freed }
 
+// Reserve takes a slot for an item that is about to be claimed; false when none
+// is free. Accept uses it up, Unreserve gives it back.
+func (k *Keeper) Reserve() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.held >= k.cfg.Capacity {
+		return false
+	}
+	k.held++
+	return true
+}
+
+// Unreserve gives a slot back that was not used.
+func (k *Keeper) Unreserve() { k.slotFreed() }
+
 func (k *Keeper) slotFreed() {
 	k.mu.Lock()
 	k.held--
 	k.mu.Unlock()
-	select {
-	case k.freed <- struct{}{}:
-	default:
-	}
+	offer(k.freed, struct{}{})
 }
 
 // Record stores that a polled item is about to be ours, before the platform is
@@ -114,36 +132,59 @@ func (k *Keeper) Record(ctx context.Context, item Item) (Work, error) {
 	now := k.now()
 	w := Work{ID: item.ID, Session: item.Session, Environment: item.Environment, State: WorkClaimed, Secret: sealed, ClaimedAt: now}
 	rec := Record{ID: item.Session, Environment: item.Environment, Phase: Active, Backend: k.backend.Name(), CreatedAt: now, UpdatedAt: now}
-	return w, k.records.Commit(ctx, Change{At: now, NewSession: &rec, Work: &w, Events: []event.Event{
+	if err := k.records.Commit(ctx, Change{At: now, NewSession: &rec, Work: &w, Events: []event.Event{
 		event.New(now, item.Session, event.WorkClaimed, map[string]string{"work": item.ID, "environment": item.Environment}),
-	}})
+	}}); err != nil {
+		return Work{}, fmt.Errorf("record work item %s: %w", item.ID, err)
+	}
+	k.bus.Publish(item.Session)
+	return w, nil
 }
 
-// Accept takes a claimed item: its heartbeat starts before this returns.
+// Abandon stores that a recorded item did not become ours, or is not any more. A
+// successor must not touch it.
+func (k *Keeper) Abandon(ctx context.Context, w Work, why string) error {
+	now := k.now()
+	w.State, w.EndedAt, w.Why, w.Secret = WorkLost, now, why, nil
+	if err := k.records.Commit(ctx, Change{At: now, Work: &w, Events: []event.Event{
+		event.New(now, w.Session, event.WorkLost, map[string]string{"work": w.ID, "why": why}),
+	}}); err != nil {
+		return fmt.Errorf("abandon work item %s: %w", w.ID, err)
+	}
+	k.bus.Publish(w.Session)
+	return nil
+}
+
+// Accept takes a claimed item into the slot that was reserved for it: its
+// heartbeat starts before this returns. On error the slot is free again.
 func (k *Keeper) Accept(ctx context.Context, item Item, work Work, p Platform) error {
-	return k.accept(ctx, item, work, p, NoHeartbeat, time.Time{})
+	return k.accept(ctx, item, work, &lease{platform: p, token: NoHeartbeat})
 }
 
-func (k *Keeper) accept(ctx context.Context, item Item, work Work, p Platform, token string, until time.Time) error {
-	log := k.log.With("session", item.Session, "work", item.ID)
-	cl := &claim{item: item, platform: p, work: work, adopted: token != NoHeartbeat}
+// accept starts the lease and hands the item to its session.
+func (k *Keeper) accept(ctx context.Context, item Item, work Work, l *lease) error {
+	l.log, l.now = k.log.With("session", item.Session, "work", item.ID), k.now
 	beats := work // the lease's own copy: the claim's belongs to the actor
-	cl.lease = holdLease(k.ctx, p, token, until, k.now, func(b Beat, at time.Time) {
+	l.stored = func(b Beat, at time.Time) {
 		beats.State, beats.Token, beats.TTL, beats.BeatAt = WorkHeld, b.Token, b.TTL, at
-		if err := k.records.Commit(k.ctx, Change{At: at, Work: &beats}); err != nil {
-			log.Warn("heartbeat not stored; a successor would wait for the lease to lapse", "err", err)
+		// Also while leaving: a successor needs the token.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(k.ctx), storeBeatWithin)
+		defer cancel()
+		if err := k.records.Commit(ctx, Change{At: at, Work: &beats}); err != nil {
+			l.log.Warn("heartbeat not stored; a successor would wait for the lease to lapse", "err", err)
 		}
-	}, log)
-	k.mu.Lock()
-	k.held++
-	k.mu.Unlock()
+	}
+	cl := &claim{item: item, platform: l.platform, work: work, lease: l.hold(k.ctx)}
 	err := k.deliver(ctx, item.Session, func(a *actor) bool { return offer(a.items, cl) })
 	if err != nil {
-		cl.lease.release(errLeaseOver)
+		l.release(errLeaseOver)
 		k.slotFreed()
 	}
 	return err
 }
+
+// storeBeatWithin bounds the writing of a token: the next beat must not be late.
+const storeBeatWithin = 5 * time.Second
 
 // deliver hands something to the session's actor, which is started if there is
 // none. put must not block; it is called while the actor cannot retire.
@@ -154,14 +195,16 @@ func (k *Keeper) deliver(ctx context.Context, session string, put func(*actor) b
 			return err
 		}
 		k.mu.Lock()
-		current, done := k.sessions[session] == a, false
-		if current {
+		current, done, leaving := k.sessions[session] == a, false, k.ctx.Err() != nil
+		if current && !leaving {
 			done = put(a)
 		}
 		k.mu.Unlock()
 		switch {
 		case done:
 			return nil
+		case leaving:
+			return errLeaving
 		case current:
 			return fault.New(fault.Busy, "session %s has too much waiting for it", session).WithNext("try again in a moment")
 		}
@@ -197,18 +240,7 @@ func (k *Keeper) actor(ctx context.Context, id string) (*actor, error) {
 	if err != nil {
 		return nil, err
 	}
-	a = &actor{
-		keeper: k, id: id, log: k.log.With("session", id), record: rec,
-		inbox: make(chan message, 64), items: make(chan *claim, 4), opens: make(chan openRequest, 16),
-		state: NewState(id, Rules{
-			Owns:         Owns,
-			ReleaseAfter: k.cfg.ReleaseAfter,
-			ReadEvery:    k.cfg.ReadEvery,
-			SandboxTries: 2,
-		}),
-	}
-	a.state.Restore(rec.Memo, calls)
-	a.state.wait = rec.Waiting
+	a = newActor(k, id, rec, calls)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if other := k.sessions[id]; other != nil {
@@ -223,96 +255,23 @@ func (k *Keeper) actor(ctx context.Context, id string) (*actor, error) {
 }
 
 // retire removes an actor that has nothing left to do. It reports false when
-// something arrived meanwhile: the actor has to go on.
+// something is under way or has just arrived: the actor has to go on.
 func (k *Keeper) retire(a *actor) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(a.items) > 0 || len(a.opens) > 0 || len(a.inbox) > 0 || len(a.waiters) > 0 || a.state.Sandbox == SandboxStarting {
+	arrived := len(a.items) + len(a.next) + len(a.opens) + len(a.inbox) + len(a.waiters)
+	if arrived > 0 || !a.crew.idle() || a.state.Sandbox != SandboxNone {
 		return false
 	}
 	delete(k.sessions, a.id)
 	return true
 }
 
-// Adopt takes over what an earlier process left: leases that may still be ours,
-// sandboxes and running calls; and removes what belongs to nobody. door opens
-// the platform for an item; it returns nil for an environment that is no longer
-// configured. Call it once, before anything is accepted.
-func (k *Keeper) Adopt(ctx context.Context, door func(Item) Platform) error {
-	if err := k.sweep(ctx); err != nil {
-		k.log.Error("left-over sandboxes not removed", "err", err)
-	}
-	work, err := k.records.OpenWork(ctx)
-	if err != nil {
-		return fmt.Errorf("load open work: %w", err)
-	}
-	for _, w := range work {
-		k.adopt(ctx, w, door)
-	}
-	live, err := k.records.LiveSessions(ctx)
-	if err != nil {
-		return fmt.Errorf("load sessions: %w", err)
-	}
-	for _, rec := range live {
-		if rec.Sandbox == nil {
-			continue
-		}
-		// Its actor attaches to the sandbox and keeps it warm for a while.
-		if _, err := k.ask(ctx, rec.ID, false); err != nil {
-			k.log.Warn("sandbox not adopted", "session", rec.ID, "err", err)
-		}
-	}
-	return nil
-}
-
-func (k *Keeper) adopt(ctx context.Context, w Work, door func(Item) Platform) {
-	log := k.log.With("session", w.Session, "work", w.ID)
-	drop := func(why string) {
-		now := k.now()
-		w.State, w.EndedAt, w.Why, w.Secret = WorkLost, now, why, nil
-		ev := event.New(now, w.Session, event.WorkLost, map[string]string{"work": w.ID, "why": why})
-		if err := k.records.Commit(ctx, Change{At: now, Work: &w, Events: []event.Event{ev}}); err != nil {
-			log.Error("work item not closed", "err", err)
-		}
-		log.Info("work item of an earlier process dropped", "why", why)
-	}
-	secret, err := k.seal.Open(w.Secret)
-	if err != nil {
-		drop("its secret cannot be opened: the platform will hand the item out again")
-		return
-	}
-	item := Item{ID: w.ID, Environment: w.Environment, Type: "session", Session: w.Session, Secret: string(secret)}
-	p := door(item)
-	if p == nil {
-		drop("its environment is no longer configured")
-		return
-	}
-	token, until := w.Token, w.BeatAt.Add(w.TTL)
-	if w.State == WorkClaimed {
-		// No beat is on record: the lease may never have been taken.
-		token, until = NoHeartbeat, time.Time{}
-	} else if !until.After(k.now()) {
-		drop("its lease lapsed while no server ran: the platform will hand the item out again")
-		return
-	}
-	now := k.now()
-	_ = k.records.Commit(ctx, Change{At: now, Events: []event.Event{ // a report; the item is adopted all the same
-		event.New(now, w.Session, event.WorkAdopted, map[string]string{"work": w.ID}),
-	}})
-	if err := k.accept(ctx, item, w, p, token, until); err != nil {
-		log.Error("work item not adopted", "err", err)
-	}
-}
-
 // Open returns the running sandbox of a session, starting it if need be.
 func (k *Keeper) Open(ctx context.Context, session string) (sandbox.Sandbox, error) {
-	return k.ask(ctx, session, true)
-}
-
-func (k *Keeper) ask(ctx context.Context, session string, wait bool) (sandbox.Sandbox, error) {
 	reply := make(chan openReply, 1)
 	err := k.deliver(ctx, session, func(a *actor) bool { return offer(a.opens, openRequest{reply: reply}) })
-	if err != nil || !wait {
+	if err != nil {
 		return nil, err
 	}
 	select {
@@ -336,43 +295,4 @@ func (k *Keeper) End(ctx context.Context, session, how string) error {
 			}
 		}})
 	})
-}
-
-// sweep removes sandboxes of this data directory that belong to no live session.
-func (k *Keeper) sweep(ctx context.Context) error {
-	refs, err := k.backend.List(ctx)
-	if err != nil {
-		return fmt.Errorf("list sandboxes: %w", err)
-	}
-	live, err := k.records.LiveSessions(ctx)
-	if err != nil {
-		return fmt.Errorf("load sessions: %w", err)
-	}
-	wanted := map[string]bool{}
-	for _, rec := range live {
-		wanted[sandbox.ID(rec.ID)] = true
-	}
-	var errs []error
-	for _, ref := range refs {
-		if wanted[ref.ID] {
-			continue
-		}
-		k.log.Info("removing a sandbox that belongs to no session", "sandbox", ref.ID)
-		errs = append(errs, k.backend.Remove(ctx, ref, sandbox.Everything))
-	}
-	return errors.Join(errs...)
-}
-
-// sweepOne removes what a session has on this host, running or not.
-func (k *Keeper) sweepOne(ctx context.Context, session string, how sandbox.Removal) error {
-	refs, err := k.backend.List(ctx)
-	if err != nil {
-		return fmt.Errorf("list sandboxes: %w", err)
-	}
-	for _, ref := range refs {
-		if ref.ID == sandbox.ID(session) {
-			return k.backend.Remove(ctx, ref, how)
-		}
-	}
-	return nil
 }

@@ -20,6 +20,7 @@ type lease struct {
 	log      *slog.Logger
 	now      func() time.Time
 	stored   func(Beat, time.Time) // keeps the token for a successor
+	unproven bool                  // recorded by an earlier process, and perhaps never acknowledged
 
 	ctx    context.Context // ends with the lease; its cause says why
 	cancel context.CancelCauseFunc
@@ -28,7 +29,7 @@ type lease struct {
 
 	mu    sync.Mutex
 	token string
-	until time.Time // zero before the first beat
+	until time.Time
 }
 
 // Causes of the end of a lease's context.
@@ -47,14 +48,15 @@ const (
 	beatMinPause   = 250 * time.Millisecond
 	beatMinTimeout = time.Second
 	beatMaxTimeout = 30 * time.Second
+	beatLeaving    = 2 * time.Second // for a beat that is under way when the server leaves
 )
 
-// holdLease starts beating. token is NoHeartbeat for a fresh claim, or the
-// stored token of an adopted one, with until as the end of its validity.
-func holdLease(ctx context.Context, p Platform, token string, until time.Time, now func() time.Time, stored func(Beat, time.Time), log *slog.Logger) *lease {
-	l := &lease{platform: p, log: log, now: now, stored: stored, token: token, until: until, ended: make(chan Input, 1)}
+// hold starts beating. l.token is NoHeartbeat for a fresh claim, or the stored
+// token of an adopted one, with l.until as the end of its validity.
+func (l *lease) hold(ctx context.Context) *lease {
+	l.ended = make(chan Input, 1)
 	if l.until.IsZero() {
-		l.until = now().Add(beatBeforeTTL)
+		l.until = l.now().Add(beatBeforeTTL)
 	}
 	l.ctx, l.cancel = context.WithCancelCause(ctx)
 	l.done.Go(l.beat)
@@ -84,26 +86,25 @@ func (l *lease) beat() {
 			l.end(errLeaseLost, LeaseLost{Why: "no heartbeat succeeded in time, so it may have lapsed"})
 			return
 		}
-		timeout := min(max(left/2, beatMinTimeout), beatMaxTimeout, left)
-		ctx, cancel := context.WithTimeout(l.ctx, timeout)
-		b, err := l.platform.Heartbeat(ctx, l.token, timeout)
-		cancel()
+		b, err := l.send(min(max(left/2, beatMinTimeout), beatMaxTimeout, left))
+		alive := err == nil && b.Extended && b.State != "stopping" && b.State != "stopped"
+		if alive {
+			failures = 0
+			l.extend(&b, sent)
+		}
 		if l.ctx.Err() != nil {
 			return
 		}
-		pause := time.Duration(0)
+		pause := min(max(b.TTL/3, beatMinPause), beatMaxPause)
 		switch {
-		case err == nil && (b.State == "stopping" || b.State == "stopped"):
+		case alive:
+		case err == nil && b.Extended:
 			l.end(errLeaseStopping, LeaseStopping{Why: "its state is " + b.State})
 			return
-		case err == nil && !b.Extended:
-			l.end(errLeaseStopping, LeaseStopping{Why: "the lease was not extended"})
-			return
 		case err == nil:
-			failures = 0
-			l.extend(b, sent)
-			pause = min(max(b.TTL/3, beatMinPause), beatMaxPause)
-		case StatusOf(err) == 412:
+			l.end(errLeaseStopping, LeaseStopping{Why: "the lease was not extended; its state is " + b.State})
+			return
+		case StatusOf(err) == 412, !Retryable(err) && l.unproven:
 			l.end(errLeaseLost, LeaseLost{Why: err.Error()})
 			return
 		case !Retryable(err):
@@ -123,11 +124,37 @@ func (l *lease) beat() {
 	}
 }
 
-func (l *lease) extend(b Beat, sent time.Time) {
+// send makes one beat. It ends with the lease, except that a beat which is under
+// way when the server leaves is waited for a little: the platform may have taken
+// it, and then only its answer is of use to the successor.
+func (l *lease) send(timeout time.Duration) (Beat, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.ctx), timeout)
+	defer cancel()
+	over := context.AfterFunc(l.ctx, func() {
+		if errors.Is(context.Cause(l.ctx), errLeaving) {
+			time.AfterFunc(beatLeaving, cancel)
+			return
+		}
+		cancel()
+	})
+	defer over()
+	if err := l.ctx.Err(); err != nil {
+		return Beat{}, err
+	}
+	return l.platform.Heartbeat(ctx, l.token, timeout)
+}
+
+// extend notes a successful beat. An answer without a ttl is taken for the
+// shortest that makes sense.
+func (l *lease) extend(b *Beat, sent time.Time) {
+	if b.TTL <= 0 {
+		b.TTL = beatBeforeTTL
+	}
 	l.mu.Lock()
 	l.token, l.until = b.Token, sent.Add(b.TTL)
 	l.mu.Unlock()
-	l.stored(b, sent)
+	l.unproven = false
+	l.stored(*b, sent)
 }
 
 // end stops everything that hangs on the lease, then tells the session.

@@ -1,0 +1,118 @@
+package session
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/berth-dev/berth/internal/event"
+)
+
+// This file is how an actor writes: every change with its events in one
+// transaction, and nothing is done that is not on record.
+
+// ErrFenced is what Records returns to a process that no longer owns the data.
+var ErrFenced = errors.New("another process has taken over this data directory")
+
+// commit stores an outcome with its events. It retries until it succeeds: an
+// effect that is not on record must not happen. It gives up only when the
+// process leaves, and then nothing more is done.
+func (a *actor) commit(ctx context.Context, out Outcome) bool {
+	now := a.keeper.now()
+	if len(out.Changed) == 0 && len(out.Fresh) == 0 && !out.Memo && out.Waiting == nil && len(out.Effects) == 0 {
+		return true
+	}
+	change := Change{At: now, CallsOf: a.id, Calls: out.Changed}
+	if out.Memo || out.Waiting != nil {
+		a.record.Memo, a.record.Waiting = a.state.Memo(), a.state.wait
+		change.Session = &a.record
+	}
+	for i := range out.Fresh {
+		change.Events = append(change.Events, mirror(now, a.id, &out.Fresh[i]))
+	}
+	for _, c := range out.Changed {
+		change.Events = append(change.Events, callEvent(now, a.id, c))
+	}
+	return a.store(ctx, change)
+}
+
+// store commits a change, again and again until it is in or ctx ends.
+func (a *actor) store(ctx context.Context, change Change) bool {
+	if change.Session != nil {
+		change.Session.UpdatedAt = change.At
+	}
+	for failures := 1; ; failures++ {
+		if ctx.Err() != nil {
+			return false
+		}
+		err := a.keeper.records.Commit(ctx, change)
+		if err == nil {
+			a.keeper.bus.Publish(a.id)
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		a.log.Error("ledger not written; the session waits until it can be", "failures", failures, "err", err)
+		if errors.Is(err, ErrFenced) {
+			a.keeper.fenced(err)
+			return false
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(Backoff{Base: 100 * time.Millisecond, Cap: 5 * time.Second}.Wait(failures, nil)):
+		}
+	}
+}
+
+// warn puts something that people should know into the session's log.
+func (a *actor) warn(ctx context.Context, text string) {
+	a.log.Warn(text)
+	now := a.keeper.now()
+	a.store(ctx, Change{At: now, Events: []event.Event{event.New(now, a.id, event.Warning, map[string]string{"text": text})}})
+}
+
+// note puts an event into the session's log from the crew. It is a report, not
+// a state change: when it cannot be written it is dropped.
+func (a *actor) note(ctx context.Context, typ event.Type, data any) {
+	now := a.keeper.now()
+	if err := a.keeper.records.Commit(ctx, Change{At: now, Events: []event.Event{event.New(now, a.id, typ, data)}}); err != nil {
+		a.log.Warn("event not written", "type", typ, "err", err)
+		return
+	}
+	a.keeper.bus.Publish(a.id)
+}
+
+// maxMirrored bounds what is kept of one platform event, in bytes.
+const maxMirrored = 64 << 10
+
+// mirror is the entry of our own log for a platform event.
+func mirror(now time.Time, session string, ev *Event) event.Event {
+	e := event.Event{At: now.UTC(), Session: session, Type: event.Type(event.ClaudePrefix + ev.Type), Source: ev.ID, Data: ev.Raw}
+	if len(e.Data) > maxMirrored || !json.Valid(e.Data) {
+		e.Data, _ = json.Marshal(map[string]any{ // plain values always encode
+			"id": ev.ID, "type": ev.Type, "processed_at": ev.ProcessedAt, "name": ev.Name, "left_out_bytes": len(ev.Raw),
+		})
+	}
+	return e
+}
+
+var callEvents = map[CallState]event.Type{
+	Seen: event.CallSeen, Held: event.CallHeld, Ready: event.CallSeen, Started: event.CallStarted,
+	Finished: event.CallFinished, Posted: event.CallPosted, Settled: event.CallSettled, Foreign: event.CallSeen,
+}
+
+func callEvent(now time.Time, session string, c *Call) event.Event {
+	data := map[string]any{"call": c.ID, "name": c.Name, "state": c.State}
+	if c.Reason != "" {
+		data["why"] = c.Reason
+	}
+	if c.State == Finished || c.State == Posted {
+		data["is_error"] = c.IsError
+	}
+	if c.State == Finished && !c.StartedAt.IsZero() {
+		data["ms"] = c.FinishedAt.Sub(c.StartedAt).Milliseconds()
+	}
+	return event.New(now, session, callEvents[c.State], data)
+}
