@@ -122,7 +122,7 @@ func plain(s string, n int) string {
 		b.WriteRune(r)
 		count++
 	}
-	return strings.TrimSpace(b.String())
+	return strings.TrimRight(b.String(), " ")
 }
 
 // ago is a short relative time.

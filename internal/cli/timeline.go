@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/berth-dev/berth/internal/event"
 )
@@ -109,17 +110,56 @@ func (t *timeline) show(e event.Event) {
 	}
 }
 
+// Bounds of a message as it is shown.
+const (
+	maxTextLines = 40
+	textWidth    = 100
+)
+
+// sayText shows a message as its lines, long ones wrapped at spaces.
+func sayText(say func(style, string, string), label, text string) {
+	shown := 0
+	for line := range strings.Lines(strings.TrimSpace(text)) {
+		for _, part := range wrap(plain(line, 2000), textWidth) {
+			if shown++; shown > maxTextLines {
+				say(dim, "", "…")
+				return
+			}
+			say(bold, label, part)
+			label = ""
+		}
+	}
+}
+
+// wrap breaks a line at spaces so that each part has at most width characters,
+// words that are longer excepted.
+func wrap(line string, width int) []string {
+	parts := []string{""}
+	for word := range strings.FieldsSeq(line) {
+		last := &parts[len(parts)-1]
+		switch {
+		case *last == "":
+			*last = word
+		case utf8.RuneCountInString(*last)+1+utf8.RuneCountInString(word) > width:
+			parts = append(parts, word)
+		default:
+			*last += " " + word
+		}
+	}
+	return parts
+}
+
 func (t *timeline) platform(typ string, p *platformEvent, say func(style, string, string)) {
 	switch typ {
 	case "user.message":
-		say(bold, "user", plain(p.text(), 600))
+		sayText(say, "user", p.text())
 	case "agent.message":
-		say(bold, "agent", plain(p.text(), 1200))
+		sayText(say, "agent", p.text())
 	case "agent.thinking":
 		say(dim, "agent", t.out.paint(dim, "thinking"))
 	case "agent.tool_use", "agent.custom_tool_use":
 		t.calls[p.ID] = p.Name
-		say(green, p.Name, plain(summary(p.Name, p.Input), 300))
+		say(green, p.Name, plain(summary(p.Name, p.Input), 160))
 	case "user.tool_result", "user.custom_tool_result", "agent.tool_result":
 		st := dim
 		if p.IsError {
