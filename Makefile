@@ -40,8 +40,8 @@ verify: ## Everything that CI checks
 demo: build ## A session at work against the local platform: no account needed
 	./berth demo
 
-bench: ## Benchmarks, five runs each
-	go test -run '^$$' -bench . -benchmem -count 5 $(PACKAGES)
+bench: ## Figures against the official SDK's worker, as ratios
+	go test ./bench -run '^$$' -bench . -benchtime 1x -timeout 30m
 
 fuzz: ## Each fuzz target for FUZZTIME
 	@for file in $$(grep -rl '^func Fuzz' --include='*_test.go' .); do \
