@@ -266,14 +266,6 @@ type platformEvent struct {
 	} `json:"stop_reason"`
 }
 
-func (e platformEvent) text() string {
-	var parts []string
-	for _, b := range e.Content {
-		parts = append(parts, b.Text)
-	}
-	return strings.Join(parts, "\n")
-}
-
 // log returns the platform's event log of a session.
 func (h *house) log(session string, types ...string) []platformEvent {
 	h.t.Helper()

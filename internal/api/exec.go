@@ -36,7 +36,8 @@ func (s *server) exec(api huma.API) {
 	huma.Register(api, op, func(ctx context.Context, in *struct {
 		SessionPath
 		Body Exec
-	}) (*answer[ExecResult], error) {
+	},
+	) (*answer[ExecResult], error) {
 		timeout := time.Duration(in.Body.TimeoutMS) * time.Millisecond
 		if timeout == 0 {
 			timeout = time.Minute

@@ -137,7 +137,8 @@ func (s *server) sessions(api huma.API) {
 		func(ctx context.Context, in *struct {
 			SessionPath
 			PageQuery
-		}) (*answer[Page[Call]], error) {
+		},
+		) (*answer[Page[Call]], error) {
 			after, err := seqCursor(in.After)
 			if err != nil {
 				return nil, problem(err)
@@ -163,7 +164,8 @@ func (s *server) sessions(api huma.API) {
 		func(ctx context.Context, in *struct {
 			SessionPath
 			PageQuery
-		}) (*answer[Page[event.Event]], error) {
+		},
+		) (*answer[Page[event.Event]], error) {
 			after, err := seqCursor(in.After)
 			if err != nil {
 				return nil, problem(err)

@@ -342,7 +342,7 @@ func (a *App) lookAtParked(ctx context.Context) {
 		ask, cancel := context.WithTimeout(ctx, 15*time.Second)
 		info, err := q.Session(rec.ID).Info(ask)
 		cancel()
-		how := ""
+		var how string
 		switch {
 		case session.StatusOf(err) == http.StatusNotFound:
 			how = "deleted"

@@ -117,8 +117,7 @@ func (d *deps) exit(err error) int {
 		}}) // standard output may be gone
 		return fault.Exit(err)
 	}
-	var problems config.Problems
-	if errors.As(err, &problems) {
+	if problems, ok := errors.AsType[config.Problems](err); ok {
 		fmt.Fprintf(d.out.err, "%s the configuration is not usable\n%v\n", d.out.paint(red, "berth:"), problems)
 		return fault.Exit(err)
 	}

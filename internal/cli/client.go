@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -64,9 +65,7 @@ func (c *client) send(ctx context.Context, method, path string, body io.Reader, 
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Invalid, "the server's address %q is not a URL", c.base).WithField("--server")
 	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, header)
 	req.Header.Set("Authorization", "Bearer "+c.token)
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")

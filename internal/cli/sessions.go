@@ -44,8 +44,12 @@ func (cmd *sessionsList) Run(ctx context.Context, d *deps) error {
 	rows := make([][]cell, 0, len(sessions))
 	for _, s := range sessions {
 		rows = append(rows, []cell{
-			{s.ID, cyan}, {string(s.Phase), phaseStyle(s.Phase)}, {orDash(s.Status), ""}, {waiting(s.Waiting), ""},
-			{orDash(plain(s.AgentName, 24)), ""}, {d.out.ago(s.UpdatedAt), dim},
+			{s.ID, cyan},
+			{string(s.Phase), phaseStyle(s.Phase)},
+			{orDash(s.Status), ""},
+			{waiting(s.Waiting), ""},
+			{orDash(plain(s.AgentName, 24)), ""},
+			{d.out.ago(s.UpdatedAt), dim},
 		})
 	}
 	d.out.table([]string{"session", "phase", "status", "waits for", "agent", "changed"}, rows)

@@ -97,8 +97,7 @@ func CodeOf(err error) Code {
 	if err == nil {
 		return ""
 	}
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code
 	}
 	return Internal
@@ -107,8 +106,7 @@ func CodeOf(err error) Code {
 // Public returns the fault in err's chain without its cause, or an Internal
 // fault with a constant message: the only form that may be sent to a client.
 func Public(err error) *Error {
-	var e *Error
-	if errors.As(err, &e) && e.Code != Internal {
+	if e, ok := errors.AsType[*Error](err); ok && e.Code != Internal {
 		c := *e
 		c.Err = nil
 		return &c
