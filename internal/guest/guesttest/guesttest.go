@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package guesttest runs a real guest for the tests of other packages: the
 // server of a sandbox in the test's own process, working in a folder of the
 // test, reached over FIFOs as in production. Only the separate tool process

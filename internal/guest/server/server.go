@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package server is the guest: the first process of a sandbox. It answers the
 // client in package guest over its standard streams and holds results until
 // they are acknowledged. It runs nothing of the agent's itself: tools run in a
