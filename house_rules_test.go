@@ -24,6 +24,7 @@ type plan struct {
 	pure     pureRule
 	backends string // every folder below it is a sandbox backend, but those named …test
 	suite    string // what a backend's tests have to call
+	records  string // folder with a record for each direct dependency
 	grabBags []string
 	maxLines int
 }
@@ -78,6 +79,8 @@ type inspection struct {
 	fset     *token.FileSet
 	sources  []source
 	used     map[string]bool // exceptions and imports that somebody needs
+	direct   []string        // modules that go.mod requires by itself
+	records  []byte          // all of the plan's records
 	problems []string
 }
 
@@ -102,6 +105,7 @@ func inspect(tree fs.FS, p plan) ([]string, error) {
 	}
 	in.checkComments()
 	in.checkBackends()
+	in.checkRecords()
 	in.checkPlan()
 	return in.problems, nil
 }
@@ -124,13 +128,14 @@ func (in *inspection) folder(name string) error {
 var (
 	unfinished = regexp.MustCompile(`\b(TO` + `DO|FIX` + `ME)\b`)
 	fence      = regexp.MustCompile("(?ms)^ *```.*?^ *```$|`[^`\n]*`")
+	required   = regexp.MustCompile(`(?m)^(?:require)?\s+(\S+) v\S+$`) // but not "// indirect"
 	link       = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 )
 
 // file reads one file; Go files are kept for the checks that need all of them.
 func (in *inspection) file(tree fs.FS, name string) error {
 	ext := path.Ext(name)
-	if !slices.Contains([]string{".go", ".md", ".sql", ".sh", ".yml", ".yaml"}, ext) {
+	if !slices.Contains([]string{".go", ".mod", ".md", ".sql", ".sh", ".yml", ".yaml"}, ext) {
 		return nil
 	}
 	text, err := fs.ReadFile(tree, name)
@@ -141,7 +146,16 @@ func (in *inspection) file(tree fs.FS, name string) error {
 		in.blame(name, "what is not done is an entry in the tracker; what is merged is finished", "it says %s", found)
 	}
 	switch ext {
+	case ".mod":
+		for _, m := range required.FindAllSubmatch(text, -1) {
+			if name == "go.mod" {
+				in.direct = append(in.direct, string(m[1]))
+			}
+		}
 	case ".md":
+		if path.Dir(name) == in.plan.records {
+			in.records = append(in.records, text...)
+		}
 		for _, m := range link.FindAllSubmatch(fence.ReplaceAll(text, nil), -1) {
 			target, _, _ := strings.Cut(string(m[1]), "#")
 			if target == "" || strings.Contains(target, ":") {
@@ -342,6 +356,14 @@ func (in *inspection) calls(s source, function string) bool {
 		return !found
 	})
 	return found
+}
+
+func (in *inspection) checkRecords() {
+	for _, module := range in.direct {
+		if !bytes.Contains(in.records, []byte("`"+module+"`")) {
+			in.blame("go.mod", "a dependency is a decision: what for, why not the standard library, how to leave it", "no record in %s covers %s", in.plan.records, module)
+		}
+	}
 }
 
 // checkPlan finds entries of the plan that nothing in the tree needs any more.

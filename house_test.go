@@ -120,6 +120,7 @@ var house = plan{
 	},
 	backends: "internal/sandbox",
 	suite:    "sandboxtest.Run",
+	records:  "docs/adr",
 	grabBags: []string{"util", "utils", "common", "helper", "helpers", "model", "models", "type", "types", "misc", "shared", "base", "lib"},
 	maxLines: 500,
 }
