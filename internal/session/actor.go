@@ -91,6 +91,9 @@ func (a *actor) main(ctx context.Context) {
 		if len(a.waiters) > 0 && a.state.Sandbox == SandboxNone {
 			a.step(ctx, SandboxWanted{})
 		}
+		if a.sandbox == nil && a.record.Sandbox != nil {
+			a.adopt(ctx) // an earlier process left it, and no call has needed it since
+		}
 		if a.sandbox == nil && a.keeper.retire(a) {
 			return
 		}

@@ -75,7 +75,7 @@ func (k *Keeper) adopt(ctx context.Context, w Work, door func(Item) Platform) {
 		return
 	}
 	now := k.now()
-	if err := k.records.Commit(ctx, Change{At: now, Events: []event.Event{
+	if err := k.commit(ctx, Change{At: now, Events: []event.Event{
 		event.New(now, w.Session, event.WorkAdopted, map[string]string{"work": w.ID}),
 	}}); err != nil {
 		log.Warn("event not written", "type", event.WorkAdopted, "err", err)
@@ -110,7 +110,7 @@ func (k *Keeper) Sweep(ctx context.Context) error {
 	for _, ref := range refs {
 		rec, owned := owner[ref.ID]
 		switch {
-		case busy[ref.ID] || owned && rec.Sandbox != nil:
+		case busy[ref.ID]:
 		case !owned:
 			k.log.Info("removing a sandbox that belongs to no session", "sandbox", ref.ID)
 			errs = append(errs, k.backend.Remove(ctx, ref, sandbox.Everything))

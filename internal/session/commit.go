@@ -46,19 +46,15 @@ func (a *actor) store(ctx context.Context, change Change) bool {
 		if ctx.Err() != nil {
 			return false
 		}
-		err := a.keeper.records.Commit(ctx, change)
+		err := a.keeper.commit(ctx, change)
 		if err == nil {
 			a.keeper.bus.Publish(a.id)
 			return true
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, ErrFenced) {
 			return false
 		}
 		a.log.Error("ledger not written; the session waits until it can be", "failures", failures, "err", err)
-		if errors.Is(err, ErrFenced) {
-			a.keeper.fenced(err)
-			return false
-		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(Backoff{Base: 100 * time.Millisecond, Cap: 5 * time.Second}.Wait(failures, nil)):
@@ -77,7 +73,7 @@ func (a *actor) warn(ctx context.Context, text string) {
 // a state change: when it cannot be written it is dropped.
 func (a *actor) note(ctx context.Context, typ event.Type, data any) {
 	now := a.keeper.now()
-	if err := a.keeper.records.Commit(ctx, Change{At: now, Events: []event.Event{event.New(now, a.id, typ, data)}}); err != nil {
+	if err := a.keeper.commit(ctx, Change{At: now, Events: []event.Event{event.New(now, a.id, typ, data)}}); err != nil {
 		a.log.Warn("event not written", "type", typ, "err", err)
 		return
 	}

@@ -33,7 +33,7 @@ type house struct {
 	records *storetest.Memory
 	wrapped session.Records // what the next keeper writes to
 	keeper  *session.Keeper
-	started time.Time
+	noDoor  bool // the environment is not configured
 }
 
 // inHouse runs a test with a platform whose agent does these turns.
@@ -46,7 +46,6 @@ func inHouse(t *testing.T, turns []func(*sessiontest.Log), f func(h *house)) {
 				Capacity: 2, ReleaseAfter: 10 * time.Second, WarmFor: time.Minute, ToolTimeout: 2 * time.Minute,
 				ReadEvery: 30 * time.Second, Image: "host",
 			},
-			started: time.Now(),
 		}
 		h.wrapped, h.backend = h.records, h.fake
 		h.open()
@@ -76,7 +75,12 @@ func (h *house) reopen(between func()) {
 }
 
 // door opens the platform as the process's configuration would.
-func (h *house) door(it session.Item) session.Platform { return h.claude.Door(it) }
+func (h *house) door(it session.Item) session.Platform {
+	if h.noDoor {
+		return nil
+	}
+	return h.claude.Door(it)
+}
 
 // clear ends every sandbox, as the end of the host would.
 func (h *house) clear() {

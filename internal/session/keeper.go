@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -76,8 +77,14 @@ func (k *Keeper) quit(cause, fatal error) {
 	k.leave(cause)
 }
 
-// fenced makes the keeper leave because its data are another process's now.
-func (k *Keeper) fenced(err error) { k.quit(err, err) }
+// commit stores a change. A keeper whose data are another process's leaves.
+func (k *Keeper) commit(ctx context.Context, c Change) error {
+	err := k.records.Commit(ctx, c)
+	if errors.Is(err, ErrFenced) {
+		k.quit(err, err)
+	}
+	return err
+}
 
 // Err returns why the keeper had to stop by itself, if it did; Done is closed
 // then, or when Close was called.
@@ -132,7 +139,7 @@ func (k *Keeper) Record(ctx context.Context, item Item) (Work, error) {
 	now := k.now()
 	w := Work{ID: item.ID, Session: item.Session, Environment: item.Environment, State: WorkClaimed, Secret: sealed, ClaimedAt: now}
 	rec := Record{ID: item.Session, Environment: item.Environment, Phase: Active, Backend: k.backend.Name(), CreatedAt: now, UpdatedAt: now}
-	if err := k.records.Commit(ctx, Change{At: now, NewSession: &rec, Work: &w, Events: []event.Event{
+	if err := k.commit(ctx, Change{At: now, NewSession: &rec, Work: &w, Events: []event.Event{
 		event.New(now, item.Session, event.WorkClaimed, map[string]string{"work": item.ID, "environment": item.Environment}),
 	}}); err != nil {
 		return Work{}, fmt.Errorf("record work item %s: %w", item.ID, err)
@@ -146,7 +153,7 @@ func (k *Keeper) Record(ctx context.Context, item Item) (Work, error) {
 func (k *Keeper) Abandon(ctx context.Context, w Work, why string) error {
 	now := k.now()
 	w.State, w.EndedAt, w.Why, w.Secret = WorkLost, now, why, nil
-	if err := k.records.Commit(ctx, Change{At: now, Work: &w, Events: []event.Event{
+	if err := k.commit(ctx, Change{At: now, Work: &w, Events: []event.Event{
 		event.New(now, w.Session, event.WorkLost, map[string]string{"work": w.ID, "why": why}),
 	}}); err != nil {
 		return fmt.Errorf("abandon work item %s: %w", w.ID, err)
@@ -170,7 +177,7 @@ func (k *Keeper) accept(ctx context.Context, item Item, work Work, l *lease) err
 		// Also while leaving: a successor needs the token.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(k.ctx), storeBeatWithin)
 		defer cancel()
-		if err := k.records.Commit(ctx, Change{At: at, Work: &beats}); err != nil {
+		if err := k.commit(ctx, Change{At: at, Work: &beats}); err != nil {
 			l.log.Warn("heartbeat not stored; a successor would wait for the lease to lapse", "err", err)
 		}
 	}

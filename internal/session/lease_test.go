@@ -108,9 +108,15 @@ func TestLostAnswerOfAHeartbeatCountsAsALostLease(t *testing.T) {
 	// would be to guess that nobody else has it.
 	inHouse(t, turns{bash("sleep")}, func(h *house) {
 		h.running()
-		h.claude.Decide(kind("heartbeat", func(n int) (sessiontest.Fate, error) { return sessiontest.Applied, nil }))
+		lost := false
+		h.claude.Decide(kind("heartbeat", func(n int) (sessiontest.Fate, error) {
+			if !lost {
+				lost = true
+				return sessiontest.Applied, nil
+			}
+			return sessiontest.Arrives, nil
+		}))
 		h.pass(15 * time.Second)
-		h.claude.Decide(nil)
 		if c := h.call(h.use(1).ID); c.State != session.Finished {
 			t.Errorf("the call is %s, want it stopped", c.State)
 		}

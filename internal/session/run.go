@@ -208,7 +208,7 @@ func (a *actor) giveBack(ctx context.Context, cl *claim, end StopWork) {
 	now := a.keeper.now()
 	if a.claim == cl {
 		a.record.Phase = Warm
-		if a.sandbox == nil {
+		if a.record.Sandbox == nil {
 			a.record.Phase = Parked
 		}
 	}

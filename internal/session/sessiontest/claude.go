@@ -52,9 +52,10 @@ type Request struct {
 }
 
 type knobs struct {
-	decide func(Request) (Fate, error)
-	counts map[string]int
-	mute   bool // the stream carries nothing
+	decide  func(Request) (Fate, error)
+	counts  map[string]int
+	mute    bool          // the stream carries nothing
+	latency time.Duration // of a request and its answer together
 }
 
 // ErrNoAnswer is what a caller sees of a request that was lost.
@@ -87,6 +88,13 @@ func (c *Claude) Mute(mute bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.knobs.mute = mute
+}
+
+// Latency makes every request take its time.
+func (c *Claude) Latency(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.knobs.latency = d
 }
 
 // SetInfo changes what the session looks like.
@@ -184,39 +192,58 @@ func (c *Claude) emit(ev session.Event) {
 	}
 }
 
-// request decides what becomes of a request. When it may arrive, it returns with
-// c.mu locked.
-func (c *Claude) request(ctx context.Context, kind, call string) (Fate, error) {
+// do makes a request: apply runs with the platform locked, unless the request is
+// lost on its way there, and its error is the answer.
+func (c *Claude) do(ctx context.Context, kind, call string, apply func() error) error {
 	if err := ctx.Err(); err != nil {
-		return Lost, err
+		return err
 	}
 	c.mu.Lock()
-	c.tick()
 	c.knobs.counts[kind]++
 	fate, err := Arrives, error(nil)
 	if c.knobs.decide != nil {
 		fate, err = c.knobs.decide(Request{Kind: kind, N: c.knobs.counts[kind], Call: call})
 	}
-	switch fate {
-	case Arrives, Applied:
-		return fate, nil
-	case Lost:
-		err = ErrNoAnswer
-	case Hangs:
-		c.mu.Unlock()
-		<-ctx.Done()
-		return fate, ctx.Err()
-	}
+	way := c.knobs.latency / 2
 	c.mu.Unlock()
-	return fate, err
-}
 
-// lost is the error of a request that was applied and not answered.
-func (f Fate) lost() error {
-	if f == Applied {
+	switch {
+	case fate == Lost:
+		return ErrNoAnswer
+	case fate == Hangs:
+		<-ctx.Done()
+		return ctx.Err()
+	case fate == Refused:
+		return err
+	}
+	if err := travel(ctx, way); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.tick()
+	err = apply()
+	c.mu.Unlock()
+	if lost := travel(ctx, way); lost != nil {
+		return lost
+	}
+	if fate == Applied {
 		return ErrNoAnswer
 	}
-	return nil
+	return err
+}
+
+func travel(ctx context.Context, way time.Duration) error {
+	if way <= 0 {
+		return nil
+	}
+	t := time.NewTimer(way)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // door is the platform as one work item sees it.
@@ -227,40 +254,39 @@ type door struct {
 
 var _ session.Platform = door{}
 
-func (d door) Info(ctx context.Context) (session.Info, error) {
-	f, err := d.request(ctx, "info", "")
-	if err != nil {
-		return session.Info{}, err
+// there is refused for a session that was deleted.
+func (c *Claude) there() error {
+	if c.log.Ended() == "deleted" {
+		return refuse(404, "not_found_error", "there is no such session")
 	}
-	defer d.mu.Unlock()
-	if d.log.Ended() == "deleted" {
-		return session.Info{}, refuse(404, "not_found_error", "there is no such session")
-	}
-	info := d.info
-	if d.log.Ended() != "" {
-		info.Status = d.log.Ended()
-	}
-	return info, f.lost()
+	return nil
+}
+
+func (d door) Info(ctx context.Context) (info session.Info, err error) {
+	err = d.do(ctx, "info", "", func() error {
+		info = d.info
+		if d.log.Ended() != "" {
+			info.Status = d.log.Ended()
+		}
+		return d.there()
+	})
+	return info, err
 }
 
 func (d door) Stream(ctx context.Context) (session.Stream, error) {
-	f, err := d.request(ctx, "stream", "")
-	if err != nil {
-		return nil, err
-	}
-	defer d.mu.Unlock()
-	if d.log.Ended() == "deleted" {
-		return nil, refuse(404, "not_found_error", "there is no such session")
-	}
-	if f == Applied {
-		return nil, ErrNoAnswer
-	}
 	s := newStream()
-	d.streams[s] = true
 	s.closed = func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		delete(d.streams, s)
+	}
+	err := d.do(ctx, "stream", "", func() error {
+		d.streams[s] = true
+		return d.there()
+	})
+	if err != nil {
+		s.Close()
+		return nil, err
 	}
 	return s, nil
 }
@@ -270,25 +296,17 @@ const pageSize = 7
 
 func (d door) History(ctx context.Context, since time.Time, yield func([]session.Event) error) error {
 	for from := 0; from >= 0; {
-		f, err := d.request(ctx, "history", "")
+		var page []session.Event
+		err := d.do(ctx, "history", "", func() error {
+			page, from = d.log.List(since.Truncate(time.Second), from, pageSize)
+			d.listed += len(page)
+			return d.there()
+		})
+		if err == nil && len(page) > 0 {
+			err = yield(page)
+		}
 		if err != nil {
 			return err
-		}
-		if d.log.Ended() == "deleted" {
-			d.mu.Unlock()
-			return refuse(404, "not_found_error", "there is no such session")
-		}
-		var page []session.Event
-		page, from = d.log.List(since.Truncate(time.Second), from, pageSize)
-		d.listed += len(page)
-		d.mu.Unlock()
-		if err := f.lost(); err != nil {
-			return err
-		}
-		if len(page) > 0 {
-			if err := yield(page); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -302,32 +320,20 @@ func (c *Claude) Listed() int {
 }
 
 func (d door) Answer(ctx context.Context, answers ...session.Answer) error {
-	call := ""
-	if len(answers) > 0 {
-		call = answers[0].Call
-	}
-	f, err := d.request(ctx, "answer", call)
-	if err != nil {
-		return err
-	}
-	defer d.mu.Unlock()
-	for _, a := range answers {
-		d.posts = append(d.posts, a)
-		if err := d.log.Answer(a); err != nil {
-			return err
+	return d.do(ctx, "answer", answers[0].Call, func() error {
+		for _, a := range answers {
+			d.posts = append(d.posts, a)
+			if err := d.log.Answer(a); err != nil {
+				return err
+			}
 		}
-	}
-	d.goOn()
-	return f.lost()
+		d.goOn()
+		return nil
+	})
 }
 
 func (d door) Skill(ctx context.Context, s session.Skill) (string, io.ReadCloser, error) {
-	f, err := d.request(ctx, "skill", "")
-	if err != nil {
-		return "", nil, err
-	}
-	defer d.mu.Unlock()
-	if err := f.lost(); err != nil {
+	if err := d.do(ctx, "skill", "", func() error { return nil }); err != nil {
 		return "", nil, err
 	}
 	return s.ID, io.NopCloser(bytes.NewReader(fmt.Appendf(nil, "archive of %s", s.ID))), nil

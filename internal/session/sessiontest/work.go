@@ -130,40 +130,41 @@ func (c *Claude) lapse(it *item) {
 	}
 }
 
-func (d door) Heartbeat(ctx context.Context, expected string, _ time.Duration) (session.Beat, error) {
-	f, err := d.request(ctx, "heartbeat", "")
+func (d door) Heartbeat(ctx context.Context, expected string, _ time.Duration) (b session.Beat, err error) {
+	err = d.do(ctx, "heartbeat", "", func() error {
+		it := d.find(d.work)
+		d.lapse(it)
+		actual := it.token
+		if actual == "" {
+			actual = session.NoHeartbeat
+		}
+		switch {
+		case it.state == "stopping" || it.state == "stopped":
+			b = session.Beat{State: it.state, Token: it.token, TTL: TTL}
+			return nil
+		case it.state == "queued" && expected == session.NoHeartbeat:
+			return refuse(400, "invalid_request_error", "the item was not acknowledged")
+		case expected != actual:
+			return refuse(412, "invalid_request_error", "Heartbeat precondition failed")
+		}
+		d.beats++
+		it.state, it.expires = "active", time.Now().Add(TTL)
+		it.token = fmt.Sprintf("beat %d", d.beats)
+		b = session.Beat{State: it.state, Token: it.token, Extended: true, TTL: TTL}
+		return nil
+	})
 	if err != nil {
 		return session.Beat{}, err
 	}
-	defer d.mu.Unlock()
-	it := d.find(d.work)
-	d.lapse(it)
-	if it.state == "stopping" || it.state == "stopped" {
-		return session.Beat{State: it.state, Token: it.token, TTL: TTL}, f.lost()
-	}
-	if it.state == "queued" {
-		return session.Beat{}, refuse(400, "invalid_request_error", "the item was not acknowledged")
-	}
-	actual := it.token
-	if actual == "" {
-		actual = session.NoHeartbeat
-	}
-	if expected != actual {
-		return session.Beat{}, refuse(412, "invalid_request_error", "Heartbeat precondition failed")
-	}
-	d.beats++
-	it.state, it.expires = "active", time.Now().Add(TTL)
-	it.token = fmt.Sprintf("beat %d", d.beats)
-	return session.Beat{State: it.state, Token: it.token, Extended: true, TTL: TTL}, f.lost()
+	return b, nil
 }
 
-func (d door) Stop(_ context.Context, _ bool) error {
-	f, err := d.request(context.Background(), "stop", "")
-	if err != nil {
-		return err
-	}
-	defer d.mu.Unlock()
-	d.stops = append(d.stops, d.work)
-	d.find(d.work).state = "stopped"
-	return f.lost()
+func (d door) Stop(ctx context.Context, _ bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return d.do(ctx, "stop", "", func() error {
+		d.stops = append(d.stops, d.work)
+		d.find(d.work).state = "stopped"
+		return nil
+	})
 }

@@ -19,19 +19,24 @@ import (
 // Memory is session.Records in memory. The zero value is empty; safe for
 // concurrent use. It keeps copies, so that nobody shares what is on record.
 type Memory struct {
-	// Before, if set, is called before a change is stored, with the number of
-	// changes stored so far. Its error is Commit's, and nothing is stored.
-	Before func(stored int, c session.Change) error
 	// After, if set, is called after a change was stored. Its error is Commit's,
 	// as when an answer was lost.
 	After func(stored int, c session.Change) error
 
 	mu       sync.Mutex
+	refuse   error
 	stored   int
 	sessions map[string]session.Record
 	calls    map[string]map[string]session.Call
 	work     map[string]session.Work
 	events   []event.Event
+}
+
+// Refuse makes every Commit fail and store nothing; nil ends it.
+func (m *Memory) Refuse(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.refuse = err
 }
 
 // Commit implements session.Records.
@@ -41,10 +46,8 @@ func (m *Memory) Commit(ctx context.Context, c session.Change) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.Before != nil {
-		if err := m.Before(m.stored, c); err != nil {
-			return err
-		}
+	if m.refuse != nil {
+		return m.refuse
 	}
 	if m.sessions == nil {
 		m.sessions, m.calls, m.work = map[string]session.Record{}, map[string]map[string]session.Call{}, map[string]session.Work{}
