@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/berth-dev/berth/internal/event"
@@ -91,7 +92,7 @@ func putCall(ctx context.Context, tx *sql.Tx, sessionID string, c *session.Call)
 	_, err := tx.ExecContext(ctx, `INSERT INTO calls (session, id, seq, thread, name, custom, input, permission, processed_at, state,
 			seen_at, started_at, finished_at, done_at, instance, content, is_error, reason)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-		ON CONFLICT (session, id) DO UPDATE SET state = excluded.state, started_at = excluded.started_at,
+		ON CONFLICT (session, id) DO UPDATE SET processed_at = excluded.processed_at, state = excluded.state, started_at = excluded.started_at,
 			finished_at = excluded.finished_at, done_at = excluded.done_at, instance = excluded.instance,
 			content = COALESCE(excluded.content, calls.content), is_error = excluded.is_error, reason = excluded.reason`,
 		sessionID, c.ID, c.Seq, c.Thread, c.Name, c.Custom, []byte(c.Input), c.Permission, nanos(c.ProcessedAt), string(c.State),
@@ -173,12 +174,13 @@ func (s *Store) LiveSessions(ctx context.Context) ([]session.Record, error) {
 }
 
 // Sessions returns sessions, the one that changed last first: at most limit of
-// those that changed before the given time (zero: now).
+// those that changed before the given time (zero: all).
 func (s *Store) Sessions(ctx context.Context, before time.Time, limit int) ([]session.Record, error) {
-	if before.IsZero() {
-		before = time.Now().Add(time.Hour)
+	latest := int64(math.MaxInt64)
+	if !before.IsZero() {
+		latest = nanos(before)
 	}
-	return s.sessions(ctx, `WHERE updated_at < ? ORDER BY updated_at DESC, id LIMIT ?`, nanos(before), limit)
+	return s.sessions(ctx, `WHERE updated_at < ? ORDER BY updated_at DESC, id LIMIT ?`, latest, limit)
 }
 
 func (s *Store) sessions(ctx context.Context, where string, args ...any) ([]session.Record, error) {

@@ -62,6 +62,15 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 }
 
 func open(ctx context.Context, path string) (*Store, error) {
+	// SQLite gives its other files the mode of the first, which it would make
+	// readable for everybody.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
+		return nil, err
+	}
 	write, err := connect(path, "immediate", 1)
 	if err != nil {
 		return nil, err
@@ -80,7 +89,7 @@ func open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("take over the database: %w", err), write.Close(), read.Close())
 	}
-	return s, os.Chmod(path, 0o600)
+	return s, nil
 }
 
 func connect(path, txlock string, conns int) (*sql.DB, error) {
