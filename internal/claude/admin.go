@@ -81,7 +81,7 @@ func environment(answer []byte, err error) (Environment, error) {
 		return Environment{}, err
 	}
 	return Environment{
-		ID: e.ID, Name: e.Name, Type: string(e.Config.Type), Archived: object(answer).has("archived_at"),
+		ID: e.ID, Name: e.Name, Type: e.Config.Type, Archived: object(answer).has("archived_at"),
 	}, nil
 }
 
@@ -101,7 +101,7 @@ type Agent struct {
 func (a *Admin) CreateAgent(ctx context.Context, agent Agent) (string, error) {
 	params := anthropic.BetaAgentNewParams{
 		Name:  agent.Name,
-		Model: anthropic.BetaManagedAgentsModelConfigParams{ID: anthropic.BetaManagedAgentsModel(agent.Model)},
+		Model: anthropic.BetaManagedAgentsModelConfigParams{ID: agent.Model},
 	}
 	if agent.System != "" {
 		params.System = param.NewOpt(agent.System)

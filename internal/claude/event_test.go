@@ -17,32 +17,58 @@ func TestDecodeEvent(t *testing.T) {
 		raw  string
 		want session.Event
 	}{
-		{`{"id":"sevt_1","type":"agent.tool_use","name":"bash","input":{"command":"ls"},"evaluated_permission":"ask",
+		{
+			`{"id":"sevt_1","type":"agent.tool_use","name":"bash","input":{"command":"ls"},"evaluated_permission":"ask",
 		   "evaluation":{"type":"always_ask"},"session_thread_id":"sthr_1","processed_at":"2026-11-23T10:00:05.123456Z"}`,
-			session.Event{ID: "sevt_1", Type: "agent.tool_use", Name: "bash", Input: json.RawMessage(`{"command":"ls"}`),
-				Permission: "ask", Thread: "sthr_1", ProcessedAt: at}},
-		{`{"id":"sevt_2","type":"agent.custom_tool_use","name":"deploy","input":{},"evaluated_permission":"deny","processed_at":"2026-11-23T12:00:05.123456+02:00"}`,
-			session.Event{ID: "sevt_2", Type: "agent.custom_tool_use", Name: "deploy", Input: json.RawMessage(`{}`), Permission: "deny", ProcessedAt: at}},
-		{`{"id":"sevt_3","type":"agent.tool_use","name":"bash","input":{},"evaluated_permission":null,"session_thread_id":null,"processed_at":null}`,
-			session.Event{ID: "sevt_3", Type: "agent.tool_use", Name: "bash", Input: json.RawMessage(`{}`)}},
-		{`{"id":"sevt_4","type":"user.tool_result","tool_use_id":"sevt_1","is_error":false}`,
-			session.Event{ID: "sevt_4", Type: "user.tool_result", Refers: "sevt_1"}},
-		{`{"id":"sevt_5","type":"user.custom_tool_result","custom_tool_use_id":"sevt_2"}`,
-			session.Event{ID: "sevt_5", Type: "user.custom_tool_result", Refers: "sevt_2"}},
-		{`{"id":"sevt_6","type":"agent.tool_result","tool_use_id":"sevt_9"}`,
-			session.Event{ID: "sevt_6", Type: "agent.tool_result", Refers: "sevt_9"}},
-		{`{"id":"sevt_7","type":"agent.mcp_tool_result","mcp_tool_use_id":"sevt_8"}`,
-			session.Event{ID: "sevt_7", Type: "agent.mcp_tool_result", Refers: "sevt_8"}},
-		{`{"id":"sevt_8","type":"user.tool_confirmation","tool_use_id":"sevt_1","result":"allow"}`,
-			session.Event{ID: "sevt_8", Type: "user.tool_confirmation", Refers: "sevt_1", Verdict: "allow"}},
-		{`{"id":"sevt_9","type":"session.status_idle","stop_reason":{"type":"requires_action","event_ids":["sevt_1",7,"sevt_2"]},"stop_details":null}`,
-			session.Event{ID: "sevt_9", Type: "session.status_idle", StopReason: "requires_action", Requires: []string{"sevt_1", "sevt_2"}}},
-		{`{"id":"sevt_10","type":"session.status_idle","stop_reason":{"type":"end_turn"}}`,
-			session.Event{ID: "sevt_10", Type: "session.status_idle", StopReason: "end_turn"}},
-		{`{"id":"sevt_11","type":"session.thread_status_terminated","session_thread_id":"sthr_2","agent_name":"x"}`,
-			session.Event{ID: "sevt_11", Type: "session.thread_status_terminated", Thread: "sthr_2"}},
-		{`{"id":"sevt_12","type":"workflow_run.invented","name":{"not":"text"},"result":7}`,
-			session.Event{ID: "sevt_12", Type: "workflow_run.invented"}},
+			session.Event{
+				ID: "sevt_1", Type: "agent.tool_use", Name: "bash", Input: json.RawMessage(`{"command":"ls"}`),
+				Permission: "ask", Thread: "sthr_1", ProcessedAt: at,
+			},
+		},
+		{
+			`{"id":"sevt_2","type":"agent.custom_tool_use","name":"deploy","input":{},"evaluated_permission":"deny","processed_at":"2026-11-23T12:00:05.123456+02:00"}`,
+			session.Event{ID: "sevt_2", Type: "agent.custom_tool_use", Name: "deploy", Input: json.RawMessage(`{}`), Permission: "deny", ProcessedAt: at},
+		},
+		{
+			`{"id":"sevt_3","type":"agent.tool_use","name":"bash","input":{},"evaluated_permission":null,"session_thread_id":null,"processed_at":null}`,
+			session.Event{ID: "sevt_3", Type: "agent.tool_use", Name: "bash", Input: json.RawMessage(`{}`)},
+		},
+		{
+			`{"id":"sevt_4","type":"user.tool_result","tool_use_id":"sevt_1","is_error":false}`,
+			session.Event{ID: "sevt_4", Type: "user.tool_result", Refers: "sevt_1"},
+		},
+		{
+			`{"id":"sevt_5","type":"user.custom_tool_result","custom_tool_use_id":"sevt_2"}`,
+			session.Event{ID: "sevt_5", Type: "user.custom_tool_result", Refers: "sevt_2"},
+		},
+		{
+			`{"id":"sevt_6","type":"agent.tool_result","tool_use_id":"sevt_9"}`,
+			session.Event{ID: "sevt_6", Type: "agent.tool_result", Refers: "sevt_9"},
+		},
+		{
+			`{"id":"sevt_7","type":"agent.mcp_tool_result","mcp_tool_use_id":"sevt_8"}`,
+			session.Event{ID: "sevt_7", Type: "agent.mcp_tool_result", Refers: "sevt_8"},
+		},
+		{
+			`{"id":"sevt_8","type":"user.tool_confirmation","tool_use_id":"sevt_1","result":"allow"}`,
+			session.Event{ID: "sevt_8", Type: "user.tool_confirmation", Refers: "sevt_1", Verdict: "allow"},
+		},
+		{
+			`{"id":"sevt_9","type":"session.status_idle","stop_reason":{"type":"requires_action","event_ids":["sevt_1",7,"sevt_2"]},"stop_details":null}`,
+			session.Event{ID: "sevt_9", Type: "session.status_idle", StopReason: "requires_action", Requires: []string{"sevt_1", "sevt_2"}},
+		},
+		{
+			`{"id":"sevt_10","type":"session.status_idle","stop_reason":{"type":"end_turn"}}`,
+			session.Event{ID: "sevt_10", Type: "session.status_idle", StopReason: "end_turn"},
+		},
+		{
+			`{"id":"sevt_11","type":"session.thread_status_terminated","session_thread_id":"sthr_2","agent_name":"x"}`,
+			session.Event{ID: "sevt_11", Type: "session.thread_status_terminated", Thread: "sthr_2"},
+		},
+		{
+			`{"id":"sevt_12","type":"workflow_run.invented","name":{"not":"text"},"result":7}`,
+			session.Event{ID: "sevt_12", Type: "workflow_run.invented"},
+		},
 		{`{"id":12,"type":["x"],"processed_at":"yesterday","session_thread_id":{}}`, session.Event{}},
 		{`{}`, session.Event{}},
 		{`{"type":"session.status_idle","stop_reason":"end_turn"}`, session.Event{Type: "session.status_idle"}},

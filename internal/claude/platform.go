@@ -54,7 +54,7 @@ func info(s anthropic.BetaManagedAgentsSession) session.Info {
 		AgentID:      s.Agent.ID,
 		AgentName:    s.Agent.Name,
 		AgentVersion: s.Agent.Version,
-		Model:        string(s.Agent.Model.ID),
+		Model:        s.Agent.Model.ID,
 		Metadata:     s.Metadata,
 	}
 	for _, k := range s.Agent.Skills {

@@ -36,7 +36,8 @@ func TestInfoReadsTheSessionAndItsAgents(t *testing.T) {
 		ID: "sesn_1", Status: "running", Environment: "env_1", AgentID: "agent_1", AgentName: "builder", AgentVersion: 7,
 		Model: "claude-opus-5-5", Metadata: map[string]string{"repo": "r"},
 		Skills: []session.Skill{
-			{ID: "skill_1", Type: "custom", Version: "skver_1"}, {ID: "pdf", Type: "anthropic", Version: "latest"},
+			{ID: "skill_1", Type: "custom", Version: "skver_1"},
+			{ID: "pdf", Type: "anthropic", Version: "latest"},
 			{ID: "skill_2", Type: "custom", Version: "skver_2"},
 		},
 		Memories: []session.Memory{

@@ -29,8 +29,7 @@ func (c *conn) explain(ctx context.Context, what string, err error) error {
 	if err == nil {
 		return nil
 	}
-	var api *anthropic.Error
-	if errors.As(err, &api) {
+	if api, ok := errors.AsType[*anthropic.Error](err); ok {
 		return fmt.Errorf("%s: %w", what, c.refusal(api))
 	}
 	if ctx.Err() != nil {

@@ -34,9 +34,11 @@ func TestTheReferenceIsCurrent(t *testing.T) {
 
 func TestEverySettingIsDocumented(t *testing.T) {
 	docs := Docs()
-	for _, name := range []string{"ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_ENVIRONMENT_ID", "ENVIRONMENT_ID", "ANTHROPIC_ENVIRONMENT_KEY",
+	for _, name := range []string{
+		"ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_ENVIRONMENT_ID", "ENVIRONMENT_ID", "ANTHROPIC_ENVIRONMENT_KEY",
 		"ANTHROPIC_WEBHOOK_SIGNING_KEY", "WEBHOOK_SECRET", "BERTH_DATA_DIR", "BERTH_LISTEN", "BERTH_CONFIG", "BERTH_DEFAULT_BACKEND", "BERTH_TOKEN",
-		"BERTH_SERVER", "BERTH_LOG_LEVEL", "BERTH_LOG_FORMAT", "NO_COLOR"} {
+		"BERTH_SERVER", "BERTH_LOG_LEVEL", "BERTH_LOG_FORMAT", "NO_COLOR",
+	} {
 		if !strings.Contains(docs, "`"+name+"`") {
 			t.Errorf("%s is not in the reference", name)
 		}

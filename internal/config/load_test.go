@@ -45,8 +45,10 @@ func TestDefaults(t *testing.T) {
 		BaseURL:  "https://api.anthropic.com",
 		Log:      Log{Level: "info", Format: "text"},
 		Sessions: Sessions{Capacity: 16, ReleaseAfter: 15 * time.Second, ToolTimeout: 2 * time.Minute, ReadEvery: time.Minute, SweepEvery: 5 * time.Minute},
-		Sandbox: Sandbox{Backend: "linux", Image: "host", Warm: 5 * time.Minute,
-			Limits: Limits{Memory: 2 << 30, CPUs: 2, Processes: 512, OpenFiles: 8192}},
+		Sandbox: Sandbox{
+			Backend: "linux", Image: "host", Warm: 5 * time.Minute,
+			Limits: Limits{Memory: 2 << 30, CPUs: 2, Processes: 512, OpenFiles: 8192},
+		},
 		Client: Client{Server: "http://127.0.0.1:7070"},
 	}
 	if d := cmp.Diff(want, c, cmp.AllowUnexported(Secret{})); d != "" {
@@ -59,10 +61,14 @@ func TestTheFileIsOverlaidByTheEnvironmentAndThatByFlags(t *testing.T) {
 	src := world(vars{"BERTH_LISTEN": "127.0.0.1:2", "BERTH_LOG_LEVEL": "error", "NO_COLOR": "1", "BERTH_LOG_FORMAT": " "}, files)
 	src.Set = vars{"listen": "127.0.0.1:3", "sessions.capacity": "4"}
 	c := mustLoad(t, src)
-	got := []any{c.Listen, c.Log.Level, c.Log.Format, c.DataDir, c.Sessions.Capacity, c.Sessions.ReleaseAfter,
-		c.Sandbox.Limits.Memory, c.Sandbox.Limits.CPUs, c.Sandbox.Limits.Processes, c.NoColor, c.File}
-	want := []any{"127.0.0.1:3", "error", "json", "/work/from-file", 4, 90 * time.Second,
-		Bytes(512 << 20), 1.5, int64(512), true, "/work/berth.yaml"}
+	got := []any{
+		c.Listen, c.Log.Level, c.Log.Format, c.DataDir, c.Sessions.Capacity, c.Sessions.ReleaseAfter,
+		c.Sandbox.Limits.Memory, c.Sandbox.Limits.CPUs, c.Sandbox.Limits.Processes, c.NoColor, c.File,
+	}
+	want := []any{
+		"127.0.0.1:3", "error", "json", "/work/from-file", 4, 90 * time.Second,
+		Bytes(512 << 20), 1.5, int64(512), true, "/work/berth.yaml",
+	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
@@ -123,8 +129,10 @@ webhooks: {signing_keys: [{env: HOOK_1}]}
 	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "data_dir") {
 		t.Errorf("Validate = %v, want only a missing data_dir", err)
 	}
-	got := []string{c.Access.Token.Reveal(), c.Environments[0].Key.Reveal(), c.Environments[1].Key.Reveal(), c.APIKey.Reveal(),
-		c.Environments[0].BaseURL, c.Environments[1].BaseURL}
+	got := []string{
+		c.Access.Token.Reveal(), c.Environments[0].Key.Reveal(), c.Environments[1].Key.Reveal(), c.APIKey.Reveal(),
+		c.Environments[0].BaseURL, c.Environments[1].BaseURL,
+	}
 	want := []string{"0123456789abcdef", "key one", "key two", "api", "https://api.anthropic.com", "http://localhost:9"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
@@ -138,8 +146,10 @@ func TestTheEnvironmentAloneIsEnough(t *testing.T) {
 	for name, env := range map[string]vars{
 		"names":   {"ANTHROPIC_ENVIRONMENT_ID": "env_1", "ANTHROPIC_ENVIRONMENT_KEY": " key ", "ANTHROPIC_WEBHOOK_SIGNING_KEY": "hook"},
 		"aliases": {"ENVIRONMENT_ID": "env_1", "ANTHROPIC_ENVIRONMENT_KEY": "key", "WEBHOOK_SECRET": "hook", "ANTHROPIC_BASE_URL": ""},
-		"names win": {"ANTHROPIC_ENVIRONMENT_ID": "env_1", "ENVIRONMENT_ID": "env_9", "ANTHROPIC_ENVIRONMENT_KEY": "key",
-			"ANTHROPIC_WEBHOOK_SIGNING_KEY": "hook", "WEBHOOK_SECRET": "other"},
+		"names win": {
+			"ANTHROPIC_ENVIRONMENT_ID": "env_1", "ENVIRONMENT_ID": "env_9", "ANTHROPIC_ENVIRONMENT_KEY": "key",
+			"ANTHROPIC_WEBHOOK_SIGNING_KEY": "hook", "WEBHOOK_SECRET": "other",
+		},
 	} {
 		env["HOME"] = "/home/ada"
 		c := mustLoad(t, world(env, nil))
@@ -194,8 +204,10 @@ func TestMistakesInVariablesAndFlagsNameThem(t *testing.T) {
 	src := world(vars{"BERTH_LOG_LEVEL": "loud", "BERTH_DEFAULT_BACKEND": "docker"}, nil)
 	src.Set = vars{"sessions.capacity": "many", "api_key": "x", "nonsense": "1"}
 	_, err := Load(src)
-	for _, want := range []string{`BERTH_LOG_LEVEL: "loud" is not one of`, `BERTH_DEFAULT_BACKEND: "docker" is not one of linux, isolate`,
-		`sessions.capacity: "many" is not a whole number`, "api_key: there is no setting", "nonsense: there is no setting"} {
+	for _, want := range []string{
+		`BERTH_LOG_LEVEL: "loud" is not one of`, `BERTH_DEFAULT_BACKEND: "docker" is not one of linux, isolate`,
+		`sessions.capacity: "many" is not a whole number`, "api_key: there is no setting", "nonsense: there is no setting",
+	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error lacks %q:\n%v", want, err)
 		}

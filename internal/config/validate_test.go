@@ -25,8 +25,10 @@ func TestValidateSaysWhatToDo(t *testing.T) {
 		spoil func(*Config)
 		want  string
 	}{
-		"no environment": {func(c *Config) { c.Environments = nil },
-			"environments: no environment is configured; add an entry with id and key to environments, or set ANTHROPIC_ENVIRONMENT_ID and ANTHROPIC_ENVIRONMENT_KEY"},
+		"no environment": {
+			func(c *Config) { c.Environments = nil },
+			"environments: no environment is configured; add an entry with id and key to environments, or set ANTHROPIC_ENVIRONMENT_ID and ANTHROPIC_ENVIRONMENT_KEY",
+		},
 		"no key":          {func(c *Config) { c.Environments[0].Key = Secret{} }, "set environments[0].key to {env: NAME} or {file: path}, or set ANTHROPIC_ENVIRONMENT_KEY"},
 		"no id":           {func(c *Config) { c.Environments[0].ID = "" }, "set environments[0].id, or ANTHROPIC_ENVIRONMENT_ID"},
 		"twice":           {func(c *Config) { c.Environments = append(c.Environments, c.Environments[0]) }, "environments[1].id: env_1 is configured already in environments[0]"},

@@ -64,7 +64,7 @@ func (a *actor) store(ctx context.Context, change Change) bool {
 
 // warn puts something that people should know into the session's log.
 func (a *actor) warn(ctx context.Context, text string) {
-	a.log.Warn(text)
+	a.log.Warn("warning", "text", text)
 	now := a.keeper.now()
 	a.store(ctx, Change{At: now, Events: []event.Event{event.New(now, a.id, event.Warning, map[string]string{"text": text})}})
 }

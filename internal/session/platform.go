@@ -182,8 +182,7 @@ func Gone(err error) bool {
 
 // StatusOf returns the HTTP status of a refusal and 0 for anything else.
 func StatusOf(err error) int {
-	var r *Refusal
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*Refusal](err); ok {
 		return r.Status
 	}
 	return 0

@@ -214,15 +214,11 @@ func (s *State) Memo() Memo {
 func (s *State) Restore(m Memo, calls []Call) {
 	s.Cursor, s.cutoff = m.Cursor, m.Cutoff
 	s.Status, s.StopReason, s.Requires, s.statusAt, s.Ended = m.Status, m.StopReason, m.Requires, m.StatusAt, m.EndedAs
-	for t, at := range m.Cutoffs {
-		s.cutoffs[t] = at
-	}
+	maps.Copy(s.cutoffs, m.Cutoffs)
 	for _, t := range m.Ended {
 		s.ended[t] = true
 	}
-	for id, v := range m.Verdicts {
-		s.verdicts[id] = v
-	}
+	maps.Copy(s.verdicts, m.Verdicts)
 	for _, id := range m.Answered {
 		s.answered[id] = true
 	}

@@ -14,7 +14,7 @@ import (
 // the exported methods of Server do, for clients in another process. Bodies are
 // YAML or JSON. Keys that are minted here are in the reply, as nowhere else.
 
-var _ = register(func(s *Server) {
+func (s *Server) adminRoutes() {
 	if s.opt.AdminKey == "" {
 		return
 	}
@@ -32,7 +32,7 @@ var _ = register(func(s *Server) {
 	admin("POST /_local/work", s.adminEnqueue)
 	admin("POST /_local/work/{work}/expire", s.adminExpire)
 	admin("GET /_local/webhooks", s.adminWebhooks)
-})
+}
 
 // decodeYAML reads a strict YAML or JSON body.
 func decodeYAML(w http.ResponseWriter, r *http.Request, v any) *apiError {
@@ -164,8 +164,7 @@ func (s *Server) adminEnqueue(w http.ResponseWriter, r *http.Request, _ caller) 
 		return nil, err
 	}
 	id, err := s.Enqueue(body.Environment, body.Type, body.Session)
-	var refused *apiError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*apiError](err); ok {
 		return nil, refused
 	}
 	return map[string]any{"id": id}, nil

@@ -3,6 +3,7 @@ package local
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"unicode/utf8"
 )
 
@@ -95,9 +96,7 @@ func boundedMetadata(m map[string]string) *apiError {
 // a key that the patch does not name stays. The bag itself is not changed.
 func mergedMetadata(bag map[string]string, patch map[string]*string) (map[string]string, *apiError) {
 	merged := make(map[string]string, len(bag)+len(patch))
-	for k, v := range bag {
-		merged[k] = v
-	}
+	maps.Copy(merged, bag)
 	for k, v := range patch {
 		if v == nil {
 			delete(merged, k)

@@ -8,7 +8,7 @@ import (
 )
 
 // Agents need skills to resolve references, so both register together.
-var _ = register(func(s *Server) {
+func (s *Server) agentRoutes() {
 	sk := newSkills(s.clock.Now)
 	s.routeSkills(sk)
 
@@ -52,7 +52,7 @@ var _ = register(func(s *Server) {
 	s.handle("GET /v1/agents/{agent}/versions", credAPIKey, func(_ http.ResponseWriter, r *http.Request, _ caller) (any, *apiError) {
 		return listed(r, 20, 100, func() ([]agent, *apiError) { return a.versions(r.PathValue("agent")) })
 	})
-})
+}
 
 // answer drops the value of a failed call, so that handlers can return a call's
 // two results as they are.

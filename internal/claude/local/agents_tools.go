@@ -2,6 +2,7 @@ package local
 
 import (
 	"encoding/json"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -65,9 +66,7 @@ func (c toolConfig) MarshalJSON() ([]byte, error) {
 	if c.Type != "" {
 		out["type"] = c.Type
 	}
-	for k, v := range c.Extra {
-		out[k] = v
-	}
+	maps.Copy(out, c.Extra)
 	return json.Marshal(out)
 }
 
@@ -87,16 +86,6 @@ var (
 	toolName     = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
 	propertyName = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
 )
-
-// rule returns whether a tool is enabled and under which policy.
-func (s agentToolset) rule(name string) (enabled bool, policy string) {
-	for _, c := range s.Configs {
-		if c.Name == name {
-			return c.Enabled, c.Policy.Type
-		}
-	}
-	return s.Default.Enabled, s.Default.Policy.Type
-}
 
 // toolsFrom resolves the tools of an agent.
 func toolsFrom(in []json.RawMessage) ([]agentTool, *apiError) {

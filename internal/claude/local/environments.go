@@ -58,14 +58,14 @@ func (s *Server) environmentByID(id string) (*environment, *apiError) {
 	return nil, fail(404, "environment %q not found", id)
 }
 
-var _ = register(func(s *Server) {
+func (s *Server) environmentRoutes() {
 	s.handle("POST /v1/environments", credAPIKey, s.createEnvironment)
 	s.handle("GET /v1/environments", credAPIKey, s.listEnvironments)
 	s.handle("GET /v1/environments/{environment}", credAPIKey, s.getEnvironment)
 	s.handle("POST /v1/environments/{environment}", credAPIKey, s.updateEnvironment)
 	s.handle("POST /v1/environments/{environment}/archive", credAPIKey, s.archiveEnvironment)
 	s.handle("DELETE /v1/environments/{environment}", credAPIKey, s.deleteEnvironment)
-})
+}
 
 // environmentBody is the body of create and update.
 type environmentBody struct {

@@ -225,7 +225,7 @@ func TestStreamFaults(t *testing.T) {
 			l := w.stream("/v1/sessions/" + id + "/events/stream")
 			w.say(id, message("go"))
 			var got []string
-			for range strings.Fields(tt.want) {
+			for range strings.FieldsSeq(tt.want) {
 				got = append(got, l.next().str("type"))
 			}
 			if strings.Join(got, " ") != tt.want {

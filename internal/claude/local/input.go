@@ -145,8 +145,10 @@ func readConfirmation(raw json.RawMessage, at string) (input, *apiError) {
 	if b.Result != "allow" && b.Result != "deny" {
 		return input{}, fail(400, "%s.result: must be \"allow\" or \"deny\"", at)
 	}
-	in := input{Type: b.Type, Call: b.Call, Allow: b.Result == "allow", Reason: b.Deny.Value,
-		Fields: map[string]any{"tool_use_id": b.Call, "result": b.Result}}
+	in := input{
+		Type: b.Type, Call: b.Call, Allow: b.Result == "allow", Reason: b.Deny.Value,
+		Fields: map[string]any{"tool_use_id": b.Call, "result": b.Result},
+	}
 	if b.Deny.given() {
 		if in.Allow {
 			return input{}, fail(400, "%s.deny_message: only allowed with the result \"deny\"", at)

@@ -57,8 +57,7 @@ const maxBody = 32 << 20 // contract §9.1
 func decode(w http.ResponseWriter, r *http.Request, v any, mayBeEmpty bool) *apiError {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return fail(413, "the request body exceeds %d bytes", maxBody)
 		}
 		return fail(400, "reading the request body: %v", err)

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"maps"
 	"net/http"
 	"strconv"
 )
@@ -9,13 +10,13 @@ import (
 // the memories of the stores that its session has attached, and no writes where
 // the attachment is read-only; environment keys nothing.
 
-var _ = register(func(s *Server) {
+func (s *Server) memoryRoutes() {
 	c := newMemoryStores(s.clock.Now)
 	s.stores = c
 	s.routeStores(c)
 	s.routeMemories(c)
 	s.routeMemoryVersions(c)
-})
+}
 
 const memoryUsers = credAPIKey | credSession
 
@@ -44,9 +45,8 @@ func (s *Server) onStore(c *memoryStores, write bool, h memoryHandler) handlerFu
 		v, err := h(w, r, st, by)
 		if err != nil && err.Type == typePathConflict {
 			inner := map[string]any{"type": err.Type, "message": err.Message}
-			for k, detail := range err.Details {
-				inner[k] = detail // this error's details stand beside its message
-			}
+			// this error's details stand beside its message
+			maps.Copy(inner, err.Details)
 			writeJSON(w, err.Status, map[string]any{
 				"type": "error", "error": inner, "request_id": w.Header().Get("request-id"),
 			})

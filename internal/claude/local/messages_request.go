@@ -92,13 +92,14 @@ func (t *Turn) systemPrompt() string {
 		if r["type"] != "memory_store" {
 			continue
 		}
-		line := fmt.Sprintf("- %v (%v, %v)", r["mount_path"], r["name"], r["access"])
+		var line strings.Builder
+		line.WriteString(fmt.Sprintf("- %v (%v, %v)", r["mount_path"], r["name"], r["access"]))
 		for _, more := range []string{"description", "instructions"} {
 			if s, _ := r[more].(string); s != "" {
-				line += ": " + s
+				line.WriteString(": " + s)
 			}
 		}
-		stores = append(stores, line)
+		stores = append(stores, line.String())
 	}
 	if len(stores) > 0 {
 		parts = append(parts, "Memory that outlives this session lies in these directories:\n"+strings.Join(stores, "\n"))

@@ -133,8 +133,8 @@ type Server struct {
 	log    *slog.Logger
 	clock  Clock
 	mux    *http.ServeMux
-	agents agentSource  // set by the agents' registration
-	stores memorySource // set by the memory stores' registration
+	agents agentSource  // set by agentRoutes
+	stores memorySource // set by memoryRoutes
 
 	ctx    context.Context // the server's own life; the parent of every turn and delivery
 	cancel context.CancelCauseFunc
@@ -181,16 +181,6 @@ type storeInfo struct {
 	Description string
 }
 
-// resources are the parts of the API that register themselves, so that a
-// resource is added by adding a file.
-var resources []func(*Server)
-
-// register adds a resource: var _ = register(func(s *Server) { s.handle(…) }).
-func register(f func(*Server)) bool {
-	resources = append(resources, f)
-	return true
-}
-
 // New makes a server. The caller closes it.
 func New(o Options) *Server {
 	o = o.withDefaults()
@@ -217,9 +207,13 @@ func New(o Options) *Server {
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, fail(http.StatusNotFound, "no route %s %s", r.Method, r.URL.Path))
 	})
-	for _, f := range resources {
-		f(s)
-	}
+	s.agentRoutes()
+	s.memoryRoutes()
+	s.environmentRoutes()
+	s.sessionRoutes()
+	s.threadRoutes()
+	s.workRoutes()
+	s.adminRoutes()
 	return s
 }
 

@@ -2,6 +2,7 @@ package local
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -14,7 +15,7 @@ import (
 
 const sessionPath = "/v1/sessions/{session}"
 
-var _ = register(func(s *Server) {
+func (s *Server) sessionRoutes() {
 	clients := credAPIKey | credEnvKey | credSession
 	s.handle("POST /v1/sessions", credAPIKey, s.createSession)
 	s.handle("GET /v1/sessions", credAPIKey, s.listSessions)
@@ -30,7 +31,7 @@ var _ = register(func(s *Server) {
 	s.handle("POST "+sessionPath+"/events", clients, s.sendEvents)
 	s.handle("GET "+sessionPath+"/events", clients, s.listEvents)
 	s.handle("GET "+sessionPath+"/events/stream", clients, s.streamEvents)
-})
+}
 
 func (s *Server) getSession(_ http.ResponseWriter, r *http.Request, _ caller) (any, *apiError) {
 	s.mu.Lock()
@@ -55,8 +56,10 @@ func readRange(q url.Values) (t timeRange, err *apiError) {
 		equal *bool
 		is    bool
 	}{
-		{"gt", &t.after, &t.afterEqual, false}, {"gte", &t.after, &t.afterEqual, true},
-		{"lt", &t.before, &t.beforeEqual, false}, {"lte", &t.before, &t.beforeEqual, true},
+		{"gt", &t.after, &t.afterEqual, false},
+		{"gte", &t.after, &t.afterEqual, true},
+		{"lt", &t.before, &t.beforeEqual, false},
+		{"lte", &t.before, &t.beforeEqual, true},
 	} {
 		v := q.Get("created_at[" + b.op + "]")
 		if v == "" {
@@ -254,9 +257,7 @@ func (s *Server) updatedAgent(session string, patch maybe[map[string]json.RawMes
 		return nil, err
 	}
 	next := map[string]any{}
-	for k, v := range old {
-		next[k] = v
-	}
+	maps.Copy(next, old)
 	next["tools"], next["mcp_servers"] = fresh["tools"], fresh["mcp_servers"]
 	return next, nil
 }

@@ -106,12 +106,11 @@ func each[T any](all []T, f func(T) any) []any {
 	return out
 }
 
-// skillShape is one of two forms of the skill replies.
+// skillShape is one of two forms of the skill replies: the present one, or the
+// one that clients ask for with the beta of October 2025.
 type skillShape bool
 
 const (
-	newShape skillShape = false
-	// oldShape is what clients ask for with the beta of October 2025.
 	oldShape   skillShape = true
 	betaSkills            = "skills-2025-10-02"
 )

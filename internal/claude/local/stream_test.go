@@ -200,8 +200,10 @@ func TestCloseEndsEverything(t *testing.T) {
 	defer web.Close()
 	s.mu.Lock()
 	now := s.now()
-	se := &session{ID: "sesn_1", SelfHosted: true, Agent: map[string]any{}, Status: statusIdle, Created: now,
-		calls: map[string]*call{}, threads: map[string]*thread{}, streams: map[*stream]struct{}{}, changed: make(chan struct{})}
+	se := &session{
+		ID: "sesn_1", SelfHosted: true, Agent: map[string]any{}, Status: statusIdle, Created: now,
+		calls: map[string]*call{}, threads: map[string]*thread{}, streams: map[*stream]struct{}{}, changed: make(chan struct{}),
+	}
 	se.addThread(&thread{ID: "sthr_1"})
 	s.sessions[se.ID] = se
 	s.mu.Unlock()

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"time"
@@ -71,9 +72,7 @@ func (s *Server) createThread(se *session, name string, agent map[string]any) *t
 // threadStatus emits a status event of a child, on its log and cross-posted.
 func (s *Server) threadStatus(se *session, t *thread, status string, extra map[string]any) {
 	fields := map[string]any{"session_thread_id": t.ID, "agent_name": t.Name}
-	for k, v := range extra {
-		fields[k] = v
-	}
+	maps.Copy(fields, extra)
 	e := s.emit(se, &event{Type: "session.thread_status_" + status, Thread: t.ID, CrossPost: true, Fields: fields})
 	t.Status, t.Updated, t.waiting = status, e.Processed, false
 }
@@ -121,14 +120,14 @@ func (s *Server) threadMessage(se *session, from, to, text string) {
 
 const threadPath = "/v1/sessions/{session}/threads"
 
-var _ = register(func(s *Server) {
+func (s *Server) threadRoutes() {
 	clients := credAPIKey | credEnvKey | credSession
 	s.handle("GET "+threadPath, clients, s.listThreads)
 	s.handle("GET "+threadPath+"/{thread}", clients, s.getThread)
 	s.handle("POST "+threadPath+"/{thread}/archive", credAPIKey, s.archiveThread)
 	s.handle("GET "+threadPath+"/{thread}/events", clients, s.listEvents)
 	s.handle("GET "+threadPath+"/{thread}/stream", clients, s.streamEvents)
-})
+}
 
 func (s *Server) listThreads(_ http.ResponseWriter, r *http.Request, _ caller) (any, *apiError) {
 	statuses := r.URL.Query()["statuses[]"]

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -107,9 +108,7 @@ func (h *webhookSender) notify(typ, id string, extra map[string]any) {
 		return
 	}
 	data := map[string]any{"type": typ, "id": id, "organization_id": "org_local", "workspace_id": "wrkspc_local"}
-	for k, v := range extra {
-		data[k] = v
-	}
+	maps.Copy(data, extra)
 	n := notification{id: newID("whe_")}
 	var err error
 	n.body, err = json.Marshal(map[string]any{

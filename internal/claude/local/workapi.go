@@ -14,7 +14,7 @@ import (
 
 const workPath = "/v1/environments/{environment}/work"
 
-var _ = register(func(s *Server) {
+func (s *Server) workRoutes() {
 	s.handle("GET "+workPath+"/poll", credEnvKey, s.pollWork)
 	s.handle("POST "+workPath+"/{work}/ack", credEnvKey, s.ackWork)
 	s.handle("POST "+workPath+"/{work}/heartbeat", credEnvKey|credSession, s.beatWork)
@@ -23,7 +23,7 @@ var _ = register(func(s *Server) {
 	s.handle("GET "+workPath, credEnvKey, s.listWork)
 	s.handle("GET "+workPath+"/{work}", credAPIKey, s.getWork)
 	s.handle("POST "+workPath+"/{work}", credAPIKey, s.updateWork)
-})
+}
 
 // workByPath finds the item that the path names. Called with s.mu.
 func (s *Server) workByPath(r *http.Request) (*workItem, *apiError) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -292,9 +293,9 @@ func types(all []logEvent) []string {
 }
 
 func last(all []logEvent, typ string) logEvent {
-	for i := len(all) - 1; i >= 0; i-- {
-		if all[i].str("type") == typ {
-			return all[i]
+	for _, a := range slices.Backward(all) {
+		if a.str("type") == typ {
+			return a
 		}
 	}
 	return nil
@@ -315,13 +316,13 @@ func count(all []logEvent, typ string) int {
 func (w *world) awaitIdle(session, reason string) []logEvent {
 	w.t.Helper()
 	return w.await(session, "an idle for "+reason, func(all []logEvent) bool {
-		for i := len(all) - 1; i >= 0; i-- {
-			switch typ := all[i].str("type"); {
+		for _, a := range slices.Backward(all) {
+			switch typ := a.str("type"); {
 			case typ == "session.status_idle":
-				return all[i].reason() == reason
+				return a.reason() == reason
 			case strings.HasPrefix(typ, "session.status_"):
 				return false
-			case all[i]["processed_at"] == nil && typ == "user.message":
+			case a["processed_at"] == nil && typ == "user.message":
 				return false
 			}
 		}

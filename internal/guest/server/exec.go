@@ -3,14 +3,13 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os/exec"
 	"time"
-
-	"bytes"
 
 	"github.com/berth-dev/berth/internal/guest/wire"
 	"github.com/berth-dev/berth/internal/sandbox"
@@ -69,9 +68,11 @@ func (s *Server) execute(gone <-chan struct{}, e sandbox.Exec) (sandbox.ExecResu
 		return sandbox.ExecResult{}, err
 	}
 	out, errs := tail{limit: wire.MaxOutput}, tail{limit: wire.MaxOutput}
-	cmd := &exec.Cmd{Path: path, Args: e.Argv, Dir: e.Dir, Env: list(env),
+	cmd := &exec.Cmd{
+		Path: path, Args: e.Argv, Dir: e.Dir, Env: list(env),
 		Stdin: bytes.NewReader(e.Stdin), Stdout: &out, Stderr: &errs,
-		WaitDelay: time.Second} // for output held open by a process left behind
+		WaitDelay: time.Second,
+	} // for output held open by a process left behind
 	if err := s.spawn.start(cmd); err != nil {
 		return sandbox.ExecResult{}, err
 	}

@@ -100,7 +100,9 @@ func run(cfg Config) int {
 		}
 	case <-term:
 		_ = in.Close()
-		<-served
+		if err := <-served; err != nil {
+			cfg.Log.Debug("standard streams ended with us", "err", err)
+		}
 	}
 	s.Close()
 	close(stop)

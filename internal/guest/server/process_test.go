@@ -179,8 +179,10 @@ func TestCancelStopsACommandThatIgnoresSignals(t *testing.T) {
 
 func TestBashTimeoutSpeaksFirstAndLeavesNothingBehind(t *testing.T) {
 	g := startProcess(t).attach(t)
-	got := call(t, g, tool.Call{ID: "a", Name: tool.Bash,
-		Input: []byte(`{"command":"echo partial; setsid sleep 4713.5","timeout_ms":300}`)})
+	got := call(t, g, tool.Call{
+		ID: "a", Name: tool.Bash,
+		Input: []byte(`{"command":"echo partial; setsid sleep 4713.5","timeout_ms":300}`),
+	})
 	want := tool.Error("partial\n\n[timed out]\nsession restarted after timeout")
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -223,19 +223,24 @@ func TestExec(t *testing.T) {
 	}{
 		"streams and status": {
 			sandbox.Exec{Argv: []string{"sh", "-c", "cat; echo err >&2; exit 3"}, Stdin: []byte("in")},
-			sandbox.ExecResult{Stdout: []byte("in"), Stderr: []byte("err\n"), Code: 3}},
+			sandbox.ExecResult{Stdout: []byte("in"), Stderr: []byte("err\n"), Code: 3},
+		},
 		"folder and environment": {
 			sandbox.Exec{Argv: []string{"sh", "-c", "echo $PWD $X $ANTHROPIC_X"}, Dir: "/", Env: map[string]string{"X": "y", "ANTHROPIC_X": "z"}},
-			sandbox.ExecResult{Stdout: []byte("/ y\n"), Stderr: []byte{}}},
+			sandbox.ExecResult{Stdout: []byte("/ y\n"), Stderr: []byte{}},
+		},
 		"timeout": {
 			sandbox.Exec{Argv: []string{"sh", "-c", "echo a; sleep 100"}, Timeout: 200 * time.Millisecond},
-			sandbox.ExecResult{Stdout: []byte("a\n"), Stderr: []byte{}, Code: -1, TimedOut: true}},
+			sandbox.ExecResult{Stdout: []byte("a\n"), Stderr: []byte{}, Code: -1, TimedOut: true},
+		},
 		"a flood keeps its end": {
 			sandbox.Exec{Argv: []string{"sh", "-c", "head -c 9000000 /dev/zero; printf end"}},
-			sandbox.ExecResult{Stdout: append(make([]byte, 1<<20-3), "end"...), Stderr: []byte{}, Truncated: true}},
+			sandbox.ExecResult{Stdout: append(make([]byte, 1<<20-3), "end"...), Stderr: []byte{}, Truncated: true},
+		},
 		"something left behind holds nobody up": {
 			sandbox.Exec{Argv: []string{"sh", "-c", "sleep 3 & echo a"}},
-			sandbox.ExecResult{Stdout: []byte("a\n"), Stderr: []byte{}}},
+			sandbox.ExecResult{Stdout: []byte("a\n"), Stderr: []byte{}},
+		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

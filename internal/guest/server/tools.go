@@ -35,8 +35,10 @@ type toolbox struct {
 const maxShells = 64
 
 func newToolbox(workdir string) *toolbox {
-	b := &toolbox{workdir: workdir, files: map[string]anthropic.BetaTool{}, shells: map[string]*shell{},
-		cancels: map[*wire.Stream]context.CancelCauseFunc{}}
+	b := &toolbox{
+		workdir: workdir, files: map[string]anthropic.BetaTool{}, shells: map[string]*shell{},
+		cancels: map[*wire.Stream]context.CancelCauseFunc{},
+	}
 	for _, t := range agenttoolset.BetaAgentToolset20260401(&agenttoolset.AgentToolContext{Workdir: workdir}) {
 		if t.Name() != tool.Bash {
 			b.files[t.Name()] = t

@@ -171,8 +171,10 @@ func TestAnswersOfAHostileWorkerBecomeBoundedResults(t *testing.T) {
 func isError(r tool.Result) bool { return r.IsError && text(r) != "" }
 
 func TestWorkerThatCannotStartIsAnErrorResult(t *testing.T) {
-	s := server.New(server.Config{UID: -1, GID: -1, Log: slog.New(slog.DiscardHandler),
-		Launch: func() (server.Worker, error) { return server.Worker{}, errors.New("no memory") }})
+	s := server.New(server.Config{
+		UID: -1, GID: -1, Log: slog.New(slog.DiscardHandler),
+		Launch: func() (server.Worker, error) { return server.Worker{}, errors.New("no memory") },
+	})
 	host, far := net.Pipe()
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Serve(far, far) })

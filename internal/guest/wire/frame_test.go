@@ -85,8 +85,10 @@ func FuzzFrames(f *testing.F) {
 	f.Add(Append(nil, frame(1, "torn"))[:HeaderSize+2], uint8(KindHello), uint64(2), uint32(0), true, []byte("{}"))
 	f.Add(append(magic[:], 0xf8, 0xf8), uint8(KindEnd), uint64(1<<63), uint32(1<<31), false, []byte{})
 	f.Fuzz(func(t *testing.T, garbage []byte, kind uint8, epoch uint64, stream uint32, last bool, payload []byte) {
-		want := Frame{Header: Header{Kind: Kind(kind%uint8(kindLimit-1)) + 1, Epoch: epoch, Stream: stream, Last: last},
-			Payload: payload[:min(len(payload), MaxPayload)]}
+		want := Frame{
+			Header:  Header{Kind: Kind(kind%uint8(kindLimit-1)) + 1, Epoch: epoch, Stream: stream, Last: last},
+			Payload: payload[:min(len(payload), MaxPayload)],
+		}
 		b := append(append([]byte{}, garbage...), make([]byte, Padding)...)
 		b = Append(b, want)
 		s := NewScanner(bytes.NewReader(b))

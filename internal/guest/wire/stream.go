@@ -35,8 +35,10 @@ type Stream struct {
 }
 
 func newStream(s *Session, id uint32) *Stream {
-	return &Stream{id: id, session: s, room: Window, credit: Window,
-		readable: make(chan struct{}, 1), writable: make(chan struct{}, 1), done: make(chan struct{})}
+	return &Stream{
+		id: id, session: s, room: Window, credit: Window,
+		readable: make(chan struct{}, 1), writable: make(chan struct{}, 1), done: make(chan struct{}),
+	}
 }
 
 // ID is the stream's number within its session.

@@ -39,9 +39,7 @@ type Fake struct {
 	startGate  chan struct{} // closed means open
 }
 
-var (
-	_ sandbox.Backend = (*Fake)(nil)
-)
+var _ sandbox.Backend = (*Fake)(nil)
 
 // Script answers a call in place of a real tool. It runs in a goroutine of its
 // own and must return soon after ctx ended (cancelled, or the sandbox died).

@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -167,7 +168,7 @@ func (o *operation) queries() (map[string]*jsonschema.Schema, error) {
 		if p["in"] != "query" {
 			continue
 		}
-		sch, err := o.spec.schema(p, append(o.pointer[:len(o.pointer):len(o.pointer)], "parameters", fmt.Sprint(i)), "schema")
+		sch, err := o.spec.schema(p, append(slices.Clip(o.pointer), "parameters", fmt.Sprint(i)), "schema")
 		if err != nil {
 			return nil, err
 		}
@@ -184,7 +185,7 @@ func (s *spec) schema(node map[string]any, pointer []string, keys ...string) (*j
 			return nil, nil
 		}
 		node = next
-		pointer = append(pointer[:len(pointer):len(pointer)], keys[i])
+		pointer = append(slices.Clip(pointer), keys[i])
 	}
 	return s.compile(pointer)
 }
