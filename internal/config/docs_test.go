@@ -58,7 +58,7 @@ func TestEverySettingIsDocumented(t *testing.T) {
 func TestTheExampleLoads(t *testing.T) {
 	setting := regexp.MustCompile(`(?m)^( *)#([a-z_]+:|-)`)
 	text := setting.ReplaceAllString(Example(), "$1$2")
-	files := vars{"/work/berth.yaml": text, "/work/api.token": "0123456789abcdef", "/work/environment.key": "k", "/work/webhook.key": "w"}
+	files := vars{"/srv/berth.yaml": text, "/srv/api.token": "0123456789abcdef", "/srv/environment.key": "k", "/srv/webhook.key": "w"}
 	env := vars{"ANTHROPIC_API_KEY": "a", "WEBHOOK_KEY_1": "1", "WEBHOOK_KEY_2": "2"}
 	got := mustLoad(t, world(env, files))
 	if err := got.Validate(); err != nil {

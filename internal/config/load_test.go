@@ -21,7 +21,7 @@ func world(env, files map[string]string) Source {
 			}
 			return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 		},
-		Dir:  "/work",
+		Dir:  "/srv",
 		CPUs: 2,
 	}
 }
@@ -57,7 +57,7 @@ func TestDefaults(t *testing.T) {
 }
 
 func TestTheFileIsOverlaidByTheEnvironmentAndThatByFlags(t *testing.T) {
-	files := vars{"/work/berth.yaml": "listen: 127.0.0.1:1\ndata_dir: from-file\nlog:\n  level: warn\n  format: json\nsessions:\n  capacity: 3\n  release_after: 1m30s\nsandbox: {limits: {memory: 512MiB, cpus: 1.5}}\n"}
+	files := vars{"/srv/berth.yaml": "listen: 127.0.0.1:1\ndata_dir: from-file\nlog:\n  level: warn\n  format: json\nsessions:\n  capacity: 3\n  release_after: 1m30s\nsandbox: {limits: {memory: 512MiB, cpus: 1.5}}\n"}
 	src := world(vars{"BERTH_LISTEN": "127.0.0.1:2", "BERTH_LOG_LEVEL": "error", "NO_COLOR": "1", "BERTH_LOG_FORMAT": " "}, files)
 	src.Set = vars{"listen": "127.0.0.1:3", "sessions.capacity": "4"}
 	c := mustLoad(t, src)
@@ -66,8 +66,8 @@ func TestTheFileIsOverlaidByTheEnvironmentAndThatByFlags(t *testing.T) {
 		c.Sandbox.Limits.Memory, c.Sandbox.Limits.CPUs, c.Sandbox.Limits.Processes, c.NoColor, c.File,
 	}
 	want := []any{
-		"127.0.0.1:3", "error", "json", "/work/from-file", 4, 90 * time.Second,
-		Bytes(512 << 20), 1.5, int64(512), true, "/work/berth.yaml",
+		"127.0.0.1:3", "error", "json", "/srv/from-file", 4, 90 * time.Second,
+		Bytes(512 << 20), 1.5, int64(512), true, "/srv/berth.yaml",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
@@ -75,14 +75,14 @@ func TestTheFileIsOverlaidByTheEnvironmentAndThatByFlags(t *testing.T) {
 }
 
 func TestWhichFileIsRead(t *testing.T) {
-	files := vars{"/work/berth.yaml": "listen: a:1", SystemFile: "listen: a:2", "/work/other.yaml": "listen: a:3", "/etc/named.yaml": "listen: a:4"}
+	files := vars{"/srv/berth.yaml": "listen: a:1", SystemFile: "listen: a:2", "/srv/other.yaml": "listen: a:3", "/etc/named.yaml": "listen: a:4"}
 	for _, c := range []struct {
 		name, flag, env string
 		without         string
 		want            string
 	}{
 		{"the working directory first", "", "", "", "a:1"},
-		{"then the system", "", "", "/work/berth.yaml", "a:2"},
+		{"then the system", "", "", "/srv/berth.yaml", "a:2"},
 		{"the environment", "", "/etc/named.yaml", "", "a:4"},
 		{"the flag, relative", "other.yaml", "/etc/named.yaml", "", "a:3"},
 	} {
@@ -99,7 +99,7 @@ func TestWhichFileIsRead(t *testing.T) {
 		}
 	}
 	src := world(vars{"BERTH_CONFIG": "gone.yaml"}, files)
-	if _, err := Load(src); err == nil || !strings.Contains(err.Error(), "/work/gone.yaml") || !strings.Contains(err.Error(), "BERTH_CONFIG") {
+	if _, err := Load(src); err == nil || !strings.Contains(err.Error(), "/srv/gone.yaml") || !strings.Contains(err.Error(), "BERTH_CONFIG") {
 		t.Errorf("Load with a file that is gone = %v", err)
 	}
 	src = world(nil, files)
@@ -183,7 +183,7 @@ func TestWhichEnvironmentTheVariablesSpeakOf(t *testing.T) {
 		{"unclear", two, vars{"K": "k", "ANTHROPIC_ENVIRONMENT_KEY": "v"}, ""},
 		{"a key alone", "", vars{"ANTHROPIC_ENVIRONMENT_KEY": "v"}, ""},
 	} {
-		got, err := Load(world(c.env, vars{"/work/berth.yaml": c.file}))
+		got, err := Load(world(c.env, vars{"/srv/berth.yaml": c.file}))
 		if (err != nil) != (c.want == "") {
 			t.Errorf("%s: %v", c.name, err)
 		}

@@ -31,47 +31,47 @@ sandbox:
   warm: [5m]
 webhooks: yes
 `
-	_, err := Load(world(nil, vars{"/work/berth.yaml": file}))
-	want := `/work/berth.yaml:2:1: lisen: unknown key; did you mean "listen"?
+	_, err := Load(world(nil, vars{"/srv/berth.yaml": file}))
+	want := `/srv/berth.yaml:2:1: lisen: unknown key; did you mean "listen"?
     2 | lisen: x
       | ^
-/work/berth.yaml:4:10: log.level: "loud" is not one of debug, info, warn, error
+/srv/berth.yaml:4:10: log.level: "loud" is not one of debug, info, warn, error
     4 |   level: loud
       |          ^
-/work/berth.yaml:5:11: log.format: want one of text, json, not true or false
+/srv/berth.yaml:5:11: log.format: want one of text, json, not true or false
     5 |   format: true
       |           ^
-/work/berth.yaml:7:9: environments[0].id: want text, not a number (put it in quotes if it is text)
+/srv/berth.yaml:7:9: environments[0].id: want text, not a number (put it in quotes if it is text)
     7 |   - id: 17
       |         ^
-/work/berth.yaml:8:5: environments[0].kee: unknown key; did you mean "key"?
+/srv/berth.yaml:8:5: environments[0].kee: unknown key; did you mean "key"?
     8 |     kee: {env: X}
       |     ^
-/work/berth.yaml:10:13: sessions.capacity: want a whole number, not text
+/srv/berth.yaml:10:13: sessions.capacity: want a whole number, not text
    10 |   capacity: "3"
       |             ^
-/work/berth.yaml:11:18: sessions.release_after: "15" is not a duration; write a number and a unit, such as 15s, 5m or 1h30m
+/srv/berth.yaml:11:18: sessions.release_after: "15" is not a duration; write a number and a unit, such as 15s, 5m or 1h30m
    11 |   release_after: 15
       |                  ^
-/work/berth.yaml:12:17: sessions.tool_timeout: "fast" is not a duration; write a number and a unit, such as 15s, 5m or 1h30m
+/srv/berth.yaml:12:17: sessions.tool_timeout: "fast" is not a duration; write a number and a unit, such as 15s, 5m or 1h30m
    12 |   tool_timeout: fast
       |                 ^
-/work/berth.yaml:15:13: sandbox.limits.memory: "2048" is not a size; write a number and a unit, such as 512MiB or 2GiB
+/srv/berth.yaml:15:13: sandbox.limits.memory: "2048" is not a size; write a number and a unit, such as 512MiB or 2GiB
    15 |     memory: 2048
       |             ^
-/work/berth.yaml:16:11: sandbox.limits.cpus: want a number, not text
+/srv/berth.yaml:16:11: sandbox.limits.cpus: want a number, not text
    16 |     cpus: many
       |           ^
-/work/berth.yaml:17:5: sandbox.limits.memroy: unknown key; did you mean "memory"?
+/srv/berth.yaml:17:5: sandbox.limits.memroy: unknown key; did you mean "memory"?
    17 |     memroy: 2GiB
       |     ^
-/work/berth.yaml:18:10: sandbox.image: want text, not nothing
+/srv/berth.yaml:18:10: sandbox.image: want text, not nothing
    18 |   image: ~
       |          ^
-/work/berth.yaml:19:9: sandbox.warm: want a duration such as 15s or 5m, not a list
+/srv/berth.yaml:19:9: sandbox.warm: want a duration such as 15s or 5m, not a list
    19 |   warm: [5m]
       |         ^
-/work/berth.yaml:20:11: webhooks: want settings below this key, not text
+/srv/berth.yaml:20:11: webhooks: want settings below this key, not text
    20 | webhooks: yes
       |           ^`
 	if err == nil {
@@ -87,16 +87,16 @@ webhooks: yes
 
 func TestAFileThatIsNotYAMLIsReportedWithItsPlace(t *testing.T) {
 	for text, want := range map[string]string{
-		"a: [1\n":                      "/work/berth.yaml:1:4: not valid YAML",
-		"listen: a:1\nlisten: b":       "/work/berth.yaml:2:1: not valid YAML",
-		"log:\n\tlevel: info\n":        "/work/berth.yaml:2:1: not valid YAML",
+		"a: [1\n":                      "/srv/berth.yaml:1:4: not valid YAML",
+		"listen: a:1\nlisten: b":       "/srv/berth.yaml:2:1: not valid YAML",
+		"log:\n\tlevel: info\n":        "/srv/berth.yaml:2:1: not valid YAML",
 		"listen: a\n---\nlog:\n":       "more than one document",
-		"- a\n":                        "/work/berth.yaml:1:1: want settings below this key, not a list",
+		"- a\n":                        "/srv/berth.yaml:1:1: want settings below this key, not a list",
 		"log: &x {level: info}":        "an anchor or alias",
 		"listen: !!str 5":              "a tag",
 		strings.Repeat("#", maxFile+1): "larger than a configuration can be",
 	} {
-		_, err := Load(world(nil, vars{"/work/berth.yaml": text}))
+		_, err := Load(world(nil, vars{"/srv/berth.yaml": text}))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.40q: %v\nwant %s", text, err, want)
 		}
@@ -105,7 +105,7 @@ func TestAFileThatIsNotYAMLIsReportedWithItsPlace(t *testing.T) {
 
 func TestAnEmptyFileIsFine(t *testing.T) {
 	for _, text := range []string{"", "# nothing\n", "---\n", "log:\nsandbox:\n  limits:\nenvironments: []\n"} {
-		if _, err := Load(world(nil, vars{"/work/berth.yaml": text})); err != nil {
+		if _, err := Load(world(nil, vars{"/srv/berth.yaml": text})); err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
@@ -130,7 +130,7 @@ func TestSecretsInTheFileAreRefusedAndNotRepeated(t *testing.T) {
 		"api_key: \"hunter2-hunter2",
 		"  - hunter2-hunter2: [",
 	} {
-		_, err := Load(world(nil, vars{"/work/berth.yaml": text}))
+		_, err := Load(world(nil, vars{"/srv/berth.yaml": text}))
 		if err == nil {
 			t.Errorf("%q: no error", text)
 			continue
@@ -138,7 +138,7 @@ func TestSecretsInTheFileAreRefusedAndNotRepeated(t *testing.T) {
 		if strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: the error repeats the secret:\n%v", text, err)
 		}
-		if !strings.Contains(err.Error(), "/work/berth.yaml:") {
+		if !strings.Contains(err.Error(), "/srv/berth.yaml:") {
 			t.Errorf("%q: the error has no place: %v", text, err)
 		}
 	}
