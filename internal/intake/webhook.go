@@ -11,8 +11,12 @@ import (
 	"time"
 )
 
-// maxWebhook bounds a delivery, in bytes.
-const maxWebhook = 1 << 20
+// Bounds of a delivery.
+const (
+	maxWebhook   = 1 << 20          // bytes
+	bodyWithin   = 10 * time.Second // for the body to arrive
+	storedWithin = 5 * time.Second  // for it to be stored; the platform takes a slow answer for none
+)
 
 // Delivery is a webhook whose signature was verified.
 type Delivery struct {
@@ -33,7 +37,9 @@ type Receiver struct {
 	Store func(ctx context.Context, d Delivery, at time.Time) (fresh bool, err error)
 	// Ring wakes the pollers.
 	Ring func()
-	// Ended hears of sessions that are over. It must not block.
+	// Ended hears of sessions that are over, of each at least once: also when the
+	// process died after it had stored the delivery. It is called after the
+	// answer.
 	Ended func(session, how string)
 	Log   *slog.Logger
 	Now   func() time.Time
@@ -58,6 +64,8 @@ func (rc *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(rc.Now().Add(bodyWithin)) // where the server cannot, its own bound holds
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxWebhook))
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -74,23 +82,27 @@ func (rc *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusUnauthorized, "invalid signature")
 		return
 	}
-	fresh, err := rc.Store(r.Context(), d, now)
+	// A sender that hangs up does not undo what it has sent.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), storedWithin)
+	defer cancel()
+	fresh, err := rc.Store(ctx, d, now)
 	if err != nil {
 		rc.Log.Error("webhook not stored", "webhook", d.ID, "err", err)
 		answer(w, http.StatusServiceUnavailable, "the delivery could not be stored; send it again")
 		return
 	}
-	if !fresh {
+	if fresh {
+		w.WriteHeader(http.StatusNoContent)
+	} else {
 		answer(w, http.StatusOK, "received before")
-		return
 	}
-	w.WriteHeader(http.StatusNoContent)
-	rc.Log.Debug("webhook received", "webhook", d.ID, "type", d.Type, "session", d.Session)
+	_ = control.Flush() // answered; the rest may take its time
+	rc.Log.Debug("webhook received", "webhook", d.ID, "type", d.Type, "session", d.Session, "fresh", fresh)
 	switch d.Type {
 	case "session.status_terminated", "session.archived", "session.deleted":
 		rc.Ended(d.Session, strings.TrimPrefix(strings.TrimPrefix(d.Type, "session."), "status_"))
 	}
-	if strings.HasPrefix(d.Type, "session.") {
+	if fresh && strings.HasPrefix(d.Type, "session.") {
 		rc.Ring()
 	}
 }
