@@ -191,10 +191,10 @@ func TestRestartInTheMiddleOfACallRunsAndAnswersItOnce(t *testing.T) {
 func TestRestartDuringAHeartbeatKeepsTheLease(t *testing.T) {
 	inHouse(t, turns{bash("sleep")}, func(h *house) {
 		g := h.running()
-		h.claude.Latency(time.Second) // a beat takes a second: one is always under way at some restart
-		for range 30 {
+		h.claude.Latency(time.Second) // half of it on the way there, half on the way back
+		for i := range 30 {
 			h.reopen(func() {})
-			h.pass(4500 * time.Millisecond)
+			h.pass(time.Duration(i*50) * time.Millisecond)
 		}
 		h.claude.Latency(0)
 		g.Open()

@@ -469,3 +469,47 @@ func TestSkillsAreInstalledOnceAndFailuresAreTold(t *testing.T) {
 		}
 	})
 }
+
+func TestSandboxThatStartsAfterTheEndIsRemoved(t *testing.T) {
+	inHouse(t, turns{bash("a")}, func(h *house) {
+		h.until("the sandbox sleeps", func() bool { return h.phase() == session.Parked })
+		release := h.fake.BlockStart()
+		opened := make(chan error, 1)
+		go func() { _, err := h.keeper.Open(h.t.Context(), sesn); opened <- err }()
+		h.pass(time.Second)
+		if err := h.keeper.End(h.t.Context(), sesn, "deleted"); err != nil {
+			t.Fatal(err)
+		}
+		h.pass(time.Second)
+		release()
+		h.pass(time.Second)
+		if err := <-opened; fault.CodeOf(err) != fault.Gone {
+			t.Errorf("Open = %v, want gone", err)
+		}
+		if refs, _ := h.fake.List(h.t.Context()); len(refs) > 0 || h.phase() != session.Over {
+			t.Errorf("left over: %v, phase %s", refs, h.phase())
+		}
+	})
+}
+
+func TestSandboxThatItsSessionDoesNotKnowIsFoundAndSleeps(t *testing.T) {
+	inHouse(t, turns{bash("a")}, func(h *house) {
+		h.until("the sandbox sleeps", func() bool { return h.phase() == session.Parked })
+		// Made by a process that died before it could note it.
+		sb, err := h.fake.Create(h.t.Context(), sandbox.Spec{ID: sandbox.ID(sesn), Session: sesn})
+		if err == nil {
+			err = h.keeper.Sweep(h.t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.pass(time.Second)
+		if h.phase() != session.Warm {
+			t.Errorf("phase = %s, want warm", h.phase())
+		}
+		h.pass(2 * time.Minute)
+		if _, err := h.fake.Attach(h.t.Context(), sb.Ref()); !errors.Is(err, sandbox.ErrGone) || h.phase() != session.Parked {
+			t.Errorf("it runs on: %v, phase %s", err, h.phase())
+		}
+	})
+}

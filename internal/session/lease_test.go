@@ -12,6 +12,7 @@ import (
 	"github.com/berth-dev/berth/internal/sandbox/sandboxtest"
 	"github.com/berth-dev/berth/internal/session"
 	"github.com/berth-dev/berth/internal/session/sessiontest"
+	"github.com/berth-dev/berth/internal/tool"
 )
 
 // running waits until the first call's tool runs and returns what ends it.
@@ -212,3 +213,66 @@ func (b deafBox) Guest(ctx context.Context) (sandbox.Guest, error) {
 type deafGuest struct{ sandbox.Guest }
 
 func (deafGuest) Cancel(context.Context, string) error { return nil }
+
+func TestLostLeaseStopsTheCallAlsoWhileNothingCanBeStored(t *testing.T) {
+	inHouse(t, turns{bash("sleep", "b")}, func(h *house) {
+		stopped := make(chan time.Time, 1)
+		h.fake.Tool(func(ctx context.Context, c tool.Call) tool.Result {
+			<-ctx.Done()
+			stopped <- time.Now()
+			return tool.Error("cancelled")
+		})
+		h.until("the call runs", func() bool { return len(h.fake.Records()) == 1 })
+		h.records.Refuse(errors.New("database or disk is full"))
+		h.claude.Do(func(l *sessiontest.Log) { l.Event("agent.message") }) // the actor tries to store it
+		h.claude.Steal("work_sesn_1_1")
+		beats := h.claude.Count("heartbeat")
+		h.until("the next heartbeat", func() bool { return h.claude.Count("heartbeat") > beats })
+		h.pass(time.Second)
+		select {
+		case <-stopped:
+		default:
+			t.Error("the call runs on")
+		}
+		h.records.Refuse(nil)
+	})
+}
+
+func TestCallWhoseLeaseWentWhileItWasRecordedDoesNotRun(t *testing.T) {
+	inHouse(t, turns{bash("a")}, func(h *house) {
+		slow := &slowRecords{Records: h.records, gate: newGate()}
+		h.reopen(func() { h.wrapped = slow })
+		h.poll()
+		h.pass(time.Second)
+		h.claude.Steal("work_sesn_1_1")
+		h.pass(15 * time.Second) // the lease is known to be lost by now
+		slow.gate.Open()
+		h.pass(30 * time.Second)
+		if n := len(h.fake.Records()); n > 0 {
+			t.Errorf("%d calls reached the guest", n)
+		}
+		h.accept(h.claude.Hand())
+		h.until("it is answered", h.claude.Done)
+		h.answered()
+		if n := len(h.fake.Records()); n > 0 || !h.use(1).IsError {
+			t.Errorf("%d calls reached the guest; result %s", n, h.text(1))
+		}
+	})
+}
+
+// slowRecords store no started call before the gate is open.
+type slowRecords struct {
+	session.Records
+	gate *gate
+}
+
+func (r *slowRecords) Commit(ctx context.Context, c session.Change) error {
+	if slices.ContainsFunc(c.Calls, func(c *session.Call) bool { return c.State == session.Started }) {
+		select {
+		case <-r.gate.open:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return r.Records.Commit(ctx, c)
+}
