@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/sandbox"
 )
 
@@ -139,7 +138,7 @@ func (a *actor) leave() {
 			a.waiters = append(a.waiters, req)
 		}
 	}
-	a.answerOpens(nil, fault.Wrap(errLeaving, fault.Unavailable, "the server is shutting down"))
+	a.answerOpens(nil, shuttingDown())
 }
 
 // take handles one message.

@@ -211,12 +211,16 @@ func (k *Keeper) deliver(ctx context.Context, session string, put func(*actor) b
 		case done:
 			return nil
 		case leaving:
-			return errLeaving
+			return shuttingDown()
 		case current:
 			return fault.New(fault.Busy, "session %s has too much waiting for it", session).WithNext("try again in a moment")
 		}
 		// It retired this very moment: the next one is asked.
 	}
+}
+
+func shuttingDown() error {
+	return fault.Wrap(errLeaving, fault.Unavailable, "the server is shutting down")
 }
 
 // offer sends without waiting.
@@ -254,7 +258,7 @@ func (k *Keeper) actor(ctx context.Context, id string) (*actor, error) {
 		return other, nil
 	}
 	if k.ctx.Err() != nil {
-		return nil, errLeaving
+		return nil, shuttingDown()
 	}
 	k.sessions[id] = a
 	k.actors.Go(func() { a.main(k.ctx) })
@@ -285,7 +289,7 @@ func (k *Keeper) Open(ctx context.Context, session string) (sandbox.Sandbox, err
 	case r := <-reply:
 		return r.sandbox, r.err
 	case <-k.ctx.Done():
-		return nil, fault.Wrap(errLeaving, fault.Unavailable, "the server is shutting down")
+		return nil, shuttingDown()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

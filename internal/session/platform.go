@@ -32,10 +32,10 @@ type Platform interface {
 	// established: events that happen later arrive on it (contract §4.7: no
 	// replay).
 	Stream(ctx context.Context) (Stream, error)
-	// History lists events in ascending order whose processed_at is not before
-	// since (zero: all), page by page, and the unprocessed ones with them. It
-	// stops at yield's first error. A nil return means that the list was read
-	// to its end.
+	// History lists the events that were created at or after since (zero: all),
+	// oldest first and page by page, those that are still queued among them. An
+	// event keeps its place when it is processed later. It stops at yield's
+	// first error. A nil return means that the list was read to its end.
 	History(ctx context.Context, since time.Time, yield func([]Event) error) error
 	// Answer sends results in one request. It does not retry: the caller
 	// reconciles first (contract §12.15).

@@ -1,0 +1,121 @@
+package session_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/berth-dev/berth/internal/event"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/sandbox"
+	"github.com/berth-dev/berth/internal/session"
+	"github.com/berth-dev/berth/internal/session/sessiontest"
+)
+
+func TestPersonMayOpenASandboxThatSleeps(t *testing.T) {
+	inHouse(t, turns{bash("a")}, func(h *house) {
+		h.until("the sandbox sleeps", func() bool { return h.phase() == session.Parked })
+		release := h.fake.BlockStart()
+		opened := make(chan error, 2)
+		for range 2 {
+			go func() {
+				sb, err := h.keeper.Open(h.t.Context(), sesn)
+				if err == nil && sb.Ref().ID != sandbox.ID(sesn) {
+					err = errors.New("another sandbox")
+				}
+				opened <- err
+			}()
+		}
+		h.pass(time.Minute)
+		release()
+		for range 2 {
+			if err := <-opened; err != nil {
+				t.Errorf("Open: %v", err)
+			}
+		}
+		h.pass(time.Second)
+		if h.phase() != session.Warm {
+			t.Errorf("phase = %s, want warm", h.phase())
+		}
+		h.until("it sleeps again", func() bool { return h.phase() == session.Parked })
+	})
+}
+
+func TestPersonHearsThatASandboxCannotStart(t *testing.T) {
+	inHouse(t, turns{bash("a")}, func(h *house) {
+		h.until("the sandbox sleeps", func() bool { return h.phase() == session.Parked })
+		h.fake.StartError(errors.New("no"))
+		if _, err := h.keeper.Open(h.t.Context(), sesn); err == nil {
+			t.Error("Open succeeded")
+		}
+		h.fake.StartError(nil)
+		if _, err := h.keeper.Open(h.t.Context(), sesn); err != nil {
+			t.Errorf("Open: %v", err)
+		}
+	})
+}
+
+func TestSkillsAreInstalledOnceAndFailuresAreTold(t *testing.T) {
+	inHouse(t, turns{bash("a"), bash("b")}, func(h *house) {
+		h.claude.SetInfo(func(i *session.Info) { i.Skills = []session.Skill{{ID: "pdf"}, {ID: "bad"}, {ID: "xlsx"}} })
+		h.claude.Decide(func(r sessiontest.Request) (sessiontest.Fate, error) {
+			if r.Kind == "skill" && r.N == 2 || r.Kind == "info" && r.N < 5 {
+				return sessiontest.Refused, &session.Refusal{Status: 503}
+			}
+			return sessiontest.Arrives, nil
+		})
+		h.until("the turns are over", h.claude.Done)
+		if got := h.fake.Skills(sandbox.ID(sesn)); !slices.Equal(got, []string{"pdf", "xlsx"}) {
+			// The session could not be read at first: they are asked for with the sandbox.
+			t.Errorf("skills = %v, want pdf and xlsx", got)
+		}
+		if !slices.Contains(h.records.Events(sesn), event.SkillFailed) {
+			t.Error("the failure is not in the session's log")
+		}
+	})
+}
+
+func TestSandboxThatStartsAfterTheEndIsRemoved(t *testing.T) {
+	inHouse(t, turns{bash("a")}, func(h *house) {
+		h.until("the sandbox sleeps", func() bool { return h.phase() == session.Parked })
+		release := h.fake.BlockStart()
+		opened := make(chan error, 1)
+		go func() { _, err := h.keeper.Open(h.t.Context(), sesn); opened <- err }()
+		h.pass(time.Second)
+		if err := h.keeper.End(h.t.Context(), sesn, "deleted"); err != nil {
+			t.Fatal(err)
+		}
+		h.pass(time.Second)
+		release()
+		h.pass(time.Second)
+		if err := <-opened; fault.CodeOf(err) != fault.Gone {
+			t.Errorf("Open = %v, want gone", err)
+		}
+		if refs, _ := h.fake.List(h.t.Context()); len(refs) > 0 || h.phase() != session.Over {
+			t.Errorf("left over: %v, phase %s", refs, h.phase())
+		}
+	})
+}
+
+func TestSandboxThatItsSessionDoesNotKnowIsFoundAndSleeps(t *testing.T) {
+	inHouse(t, turns{bash("a")}, func(h *house) {
+		h.until("the sandbox sleeps", func() bool { return h.phase() == session.Parked })
+		// Made by a process that died before it could note it.
+		sb, err := h.fake.Create(h.t.Context(), sandbox.Spec{ID: sandbox.ID(sesn), Session: sesn})
+		if err == nil {
+			err = h.keeper.Sweep(h.t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.pass(time.Second)
+		if h.phase() != session.Warm {
+			t.Errorf("phase = %s, want warm", h.phase())
+		}
+		h.pass(2 * time.Minute)
+		if _, err := h.fake.Attach(h.t.Context(), sb.Ref()); !errors.Is(err, sandbox.ErrGone) || h.phase() != session.Parked {
+			t.Errorf("it runs on: %v, phase %s", err, h.phase())
+		}
+	})
+}
