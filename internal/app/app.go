@@ -316,6 +316,9 @@ func (a *App) housekeeping(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		a.lookAtParked(ctx)
+		if err := a.keeper.Sweep(ctx); err != nil && ctx.Err() == nil {
+			a.log.Warn("left-over sandboxes not removed", "err", err)
+		}
 		if err := a.store.PruneWebhooks(ctx, time.Now().Add(-keepWebhooks)); err != nil && ctx.Err() == nil {
 			a.log.Warn("old webhooks not removed", "err", err)
 		}
@@ -344,7 +347,7 @@ func (a *App) lookAtParked(ctx context.Context) {
 		cancel()
 		var how string
 		switch {
-		case session.StatusOf(err) == http.StatusNotFound:
+		case session.Gone(err):
 			how = "deleted"
 		case err != nil:
 			continue
