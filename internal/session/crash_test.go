@@ -44,12 +44,6 @@ func (m *mortal) Commit(ctx context.Context, c session.Change) error {
 	return session.ErrFenced
 }
 
-func (m *mortal) dead() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.left <= 0
-}
-
 // scenario is a life with a bit of everything: parallel calls, an ask, a second
 // turn, an interrupt, release and sleep.
 func scenario(h *house) {

@@ -390,8 +390,10 @@ func TestOnlyTheNewestOfManyItemsIsWorkedOn(t *testing.T) {
 
 func TestCapacityBoundsReservations(t *testing.T) {
 	inHouse(t, turns{bash("a")}, func(h *house) {
-		if !h.keeper.Reserve() || !h.keeper.Reserve() || h.keeper.Reserve() {
-			t.Error("two slots should have been free, and no third")
+		for n, want := range []bool{true, true, false} {
+			if got := h.keeper.Reserve(); got != want {
+				t.Errorf("reservation %d of 2: %t, want %t", n+1, got, want)
+			}
 		}
 		h.keeper.Unreserve()
 		select {
