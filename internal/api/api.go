@@ -34,6 +34,8 @@ type Records interface {
 type Rooms interface {
 	Open(ctx context.Context, session string) (sandbox.Sandbox, error)
 	Free() int
+	// Stalled returns since when the session's changes cannot be recorded.
+	Stalled(session string) time.Time
 }
 
 // Deps are what the API stands on.

@@ -95,6 +95,13 @@ func (r rooms) Open(ctx context.Context, id string) (sandbox.Sandbox, error) {
 
 func (rooms) Free() int { return 3 }
 
+func (rooms) Stalled(id string) time.Time {
+	if id == "sesn_stalled" {
+		return time.Unix(1, 0)
+	}
+	return time.Time{}
+}
+
 type guard struct{}
 
 func (guard) Check(r *http.Request) error {
@@ -277,6 +284,16 @@ func TestSecretsOfWorkItemsAreNotShown(t *testing.T) {
 	}
 	if bytes.Contains(body, []byte("sealed")) || bytes.Contains(body, []byte(base64.StdEncoding.EncodeToString([]byte("sealed")))) {
 		t.Errorf("the answer shows a secret: %s", body)
+	}
+}
+
+func TestAStalledSessionSaysSo(t *testing.T) {
+	w := newWorld(t)
+	w.records.sessions = []session.Record{{ID: "sesn_stalled", Waiting: session.Waiting{For: session.ForTool}}}
+	var s Session
+	w.get(200, "/api/v1/sessions/sesn_stalled", &s)
+	if s.Waiting.For != session.ForStorage || !s.Waiting.Since.Equal(time.Unix(1, 0)) {
+		t.Errorf("it waits for %+v, want storage since it stalled", s.Waiting)
 	}
 }
 

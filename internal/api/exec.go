@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -48,12 +49,20 @@ func (s *server) exec(api huma.API) {
 		}
 		res, err := g.Exec(ctx, sandbox.Exec{Argv: in.Body.Argv, Dir: in.Body.Dir, Env: in.Body.Env, Stdin: in.Body.Stdin, Timeout: timeout})
 		if err != nil {
-			return nil, s.failed(fault.Wrap(err, fault.Unavailable, "the command could not be run in the sandbox"))
+			return nil, s.failed(refusal(err, "the command could not be run in the sandbox"))
 		}
 		return &answer[ExecResult]{ExecResult{
 			Code: res.Code, Stdout: res.Stdout, Stderr: res.Stderr, TimedOut: res.TimedOut, Truncated: res.Truncated,
 		}}, nil
 	})
+}
+
+// refusal is what a person hears when a guest does not do as asked.
+func refusal(err error, what string) error {
+	if errors.Is(err, sandbox.ErrBusy) {
+		return fault.Wrap(err, fault.Busy, "%s: too much runs there already", what).WithNext("end something, or try again in a moment")
+	}
+	return fault.Wrap(err, fault.Unavailable, "%s", what)
 }
 
 // guest connects to a session's sandbox, starting it if need be.

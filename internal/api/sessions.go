@@ -106,7 +106,7 @@ func (s *server) sessions(api huma.API) {
 			}
 			page := Page[Session]{Data: make([]Session, 0, len(records))}
 			for i := range records {
-				page.Data = append(page.Data, showSession(&records[i]))
+				page.Data = append(page.Data, s.showSession(&records[i]))
 			}
 			if len(records) == in.Limit {
 				page.Next = base64.RawURLEncoding.EncodeToString([]byte(records[len(records)-1].UpdatedAt.Format(time.RFC3339Nano)))
@@ -124,7 +124,7 @@ func (s *server) sessions(api huma.API) {
 			if err != nil {
 				return nil, s.failed(err)
 			}
-			out := showSession(&r)
+			out := s.showSession(&r)
 			for _, w := range work {
 				out.Work = append(out.Work, Work{
 					ID: w.ID, State: w.State, ClaimedAt: w.ClaimedAt, BeatAt: orNil(w.BeatAt), EndedAt: orNil(w.EndedAt), Why: w.Why,
@@ -200,11 +200,15 @@ func (s *server) failed(err error) error {
 	return problem(err)
 }
 
-func showSession(r *session.Record) Session {
+func (s *server) showSession(r *session.Record) Session {
 	out := Session{
 		ID: r.ID, Environment: r.Environment, Agent: r.Agent, AgentName: r.AgentName, AgentVersion: r.AgentVersion, Model: r.Model,
 		Title: r.Title, Phase: r.Phase, Status: r.Memo.Status, StopReason: r.Memo.StopReason, Waiting: r.Waiting,
 		CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt, EndedAt: orNil(r.EndedAt), EndReason: r.EndReason,
+	}
+	if since := s.Rooms.Stalled(r.ID); !since.IsZero() {
+		// The record is older than that: it could not be written.
+		out.Waiting = session.Waiting{For: session.ForStorage, Since: since, Detail: "its changes cannot be recorded; is the disk full?"}
 	}
 	if r.Sandbox != nil {
 		out.Sandbox = &Sandbox{ID: r.Sandbox.ID, Backend: r.Sandbox.Backend, Since: r.SandboxSince}

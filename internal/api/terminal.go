@@ -43,7 +43,7 @@ func (s *server) terminal(w http.ResponseWriter, r *http.Request) {
 	}
 	t, err := g.Terminal(r.Context(), size)
 	if err != nil {
-		writeError(w, s.failed(fault.Wrap(err, fault.Unavailable, "no terminal could be opened in the sandbox")))
+		writeError(w, s.failed(refusal(err, "no terminal could be opened in the sandbox")))
 		return
 	}
 	defer t.Close()

@@ -32,6 +32,9 @@ type Options struct {
 	Config  config.Config
 	Version string
 	Log     *slog.Logger
+	// Listener is served instead of the configured address when it is not nil;
+	// the App closes it.
+	Listener net.Listener
 	// Backend replaces the configured sandbox backend, for tests.
 	Backend sandbox.Backend
 }
@@ -55,36 +58,42 @@ type App struct {
 
 // New opens the data directory, the listener and the sandbox backend. On error
 // nothing stays open.
-func New(ctx context.Context, o Options) (_ *App, err error) {
-	a := &App{cfg: o.Config, log: o.Log, bus: &event.Bus{}, queues: map[string]*claude.Queue{}, closing: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.Close())
-		}
-	}()
+func New(ctx context.Context, o Options) (*App, error) {
+	a := &App{cfg: o.Config, log: o.Log, listener: o.Listener, bus: &event.Bus{}, queues: map[string]*claude.Queue{}, closing: make(chan struct{})}
+	if err := a.open(ctx, o); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+// open opens everything in order; what it has opened when it fails is closed by
+// Close.
+func (a *App) open(ctx context.Context, o Options) (err error) {
 	if a.store, err = store.Open(ctx, o.Config.DataDir); err != nil {
-		return a, err
+		return err
 	}
 	seal, err := vault.Open(o.Config.DataDir)
 	if err != nil {
-		return a, err
+		return err
 	}
 	if a.Token = o.Config.Access.Token.Reveal(); a.Token == "" {
 		if a.Token, err = access.LoadToken(o.Config.DataDir); err != nil {
-			return a, err
+			return err
 		}
 	}
-	if a.listener, err = listen(ctx, o.Config.Listen); err != nil {
-		return a, err
+	if a.listener == nil {
+		if a.listener, err = listen(ctx, o.Config.Listen); err != nil {
+			return err
+		}
 	}
 	if a.backend = o.Backend; a.backend == nil {
 		if a.backend, err = newBackend(o.Config, o.Log); err != nil {
-			return a, err
+			return err
 		}
 	}
 	a.keeper = session.NewKeeper(keeperConfig(o.Config), a.backend, a.store, seal, a.bus, o.Log)
 	if err := a.openQueues(); err != nil {
-		return a, err
+		return err
 	}
 	a.metrics = telemetry.NewMetrics(o.Version, a.gauges()...)
 	a.server = &http.Server{
@@ -99,7 +108,7 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
-	return a, nil
+	return nil
 }
 
 // Addr is the address that the server listens on.
@@ -266,6 +275,7 @@ func (a *App) gauges() []telemetry.Gauge {
 	return []telemetry.Gauge{
 		{Name: "capacity", Help: "Work items that may be held at once.", Read: func() float64 { return float64(a.cfg.Sessions.Capacity) }},
 		{Name: "capacity_free", Help: "Work items that may still be claimed.", Read: func() float64 { return float64(a.keeper.Free()) }},
+		{Name: "sessions_stalled", Help: "Sessions whose changes cannot be recorded.", Read: func() float64 { return float64(a.keeper.StalledCount()) }},
 		{Name: "pollers_failing", Help: "Environments whose last poll failed.", Read: func() float64 {
 			n := 0.0
 			for _, p := range a.pollers {

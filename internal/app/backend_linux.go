@@ -5,9 +5,18 @@ import (
 	"path/filepath"
 
 	"github.com/berth-dev/berth/internal/config"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/sandbox/linux"
 )
+
+// fits reports whether a data directory's name is short enough.
+func fits(dir string) error {
+	if len(dir) > linux.MaxDataDir {
+		return fault.New(fault.Invalid, "the name of the data directory has more than %d bytes: %s", linux.MaxDataDir, dir)
+	}
+	return nil
+}
 
 // newBackend makes the configured sandbox backend.
 func newBackend(c config.Config, log *slog.Logger) (sandbox.Backend, error) {

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -26,7 +27,7 @@ func Doctor(ctx context.Context, c config.Config, online bool) []sandbox.Info {
 		out = append(out, i)
 	}
 	report("configuration", c.Validate(), "usable", "see docs/configuration.md, or: berth config example")
-	report("data directory", writable(c.DataDir), c.DataDir, "set BERTH_DATA_DIR to a folder that you may write to")
+	report("data directory", errors.Join(fits(c.DataDir), writable(c.DataDir)), c.DataDir, "set BERTH_DATA_DIR to a folder that you may write to")
 	out = append(out, checkBackend(ctx, c)...)
 	if len(c.WebhookSecrets()) == 0 {
 		out = append(out, sandbox.Info{Name: "webhooks", OK: true, Text: "no signing key: work is found by polling alone, which is enough"})

@@ -28,12 +28,12 @@ func (cmd *attachCmd) Run(ctx context.Context, d *deps) error {
 	if err != nil {
 		return err
 	}
-	cols, rows := 80, 24
+	cols, rows := fit(0, 0)
 	in, isFile := d.stdin.(*os.File)
 	tty := isFile && term.IsTerminal(int(in.Fd()))
 	if tty {
 		if w, h, err := term.GetSize(int(in.Fd())); err == nil {
-			cols, rows = w, h
+			cols, rows = fit(w, h)
 		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -51,6 +51,7 @@ func (cmd *attachCmd) Run(ctx context.Context, d *deps) error {
 		defer func() { _ = term.Restore(int(in.Fd()), old) }() // nothing can be done about a terminal that is gone
 		stop := onResize(func() {
 			if w, h, err := term.GetSize(int(in.Fd())); err == nil {
+				w, h = fit(w, h)
 				m, _ := json.Marshal(api.TerminalMessage{Type: "resize", Cols: uint16(w), Rows: uint16(h)}) // plain values always encode
 				_ = conn.Write(ctx, websocket.MessageText, m)                                               // a broken connection shows below
 			}
@@ -59,6 +60,15 @@ func (cmd *attachCmd) Run(ctx context.Context, d *deps) error {
 	}
 	go typed(ctx, conn, d.stdin) // ends with the process: a read of standard input cannot be cancelled
 	return shown(ctx, conn, d.out.out)
+}
+
+// fit returns a size that the server takes: some terminals do not know theirs.
+func fit(cols, rows int) (int, int) {
+	const most = 1000
+	if cols <= 0 || rows <= 0 {
+		return 80, 24
+	}
+	return min(cols, most), min(rows, most)
 }
 
 // terminal opens the WebSocket.

@@ -89,8 +89,12 @@ func Main(p Program) int {
 		fmt.Fprintf(p.Stderr, "berth: %v; see: berth --help\n", err)
 		return fault.ExitUsage
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// SIGHUP is a terminal that was closed. A pipe that nobody reads any more ends
+	// the command in order, instead of killing the process in the middle.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	signal.Ignore(syscall.SIGPIPE)
+	d.out.out = &watched{Writer: p.Stdout, broken: stop}
 	kctx.BindTo(ctx, (*context.Context)(nil))
 	kctx.Bind(d)
 	return d.exit(kctx.Run())

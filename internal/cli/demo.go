@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,6 +38,15 @@ const (
 // Run starts the local platform and the control plane in this process, gives a
 // session a task, and shows what happens.
 func (cmd *demoCmd) Run(ctx context.Context, d *deps) (err error) {
+	if cmd.Model != "" {
+		c, err := d.config()
+		if err != nil {
+			return err
+		}
+		if _, err := modelBrain(c, cmd.Model); err != nil {
+			return err // before a person types a task
+		}
+	}
 	task, err := cmd.task(d)
 	if err != nil {
 		return err
@@ -55,6 +65,10 @@ func (cmd *demoCmd) Run(ctx context.Context, d *deps) (err error) {
 	ended, err := cmd.watch(ctx, d, demo, session)
 	if err != nil || ctx.Err() != nil {
 		return err
+	}
+	if demo.outcome != "end_turn" && !ended {
+		return fault.New(fault.Unavailable, "the agent did not do its task: its turn ended with %q", demo.outcome).
+			WithNext("the error above says why; run it again with --debug to see more")
 	}
 	report := demo.platform.server.Scenario(session)
 	if len(report.Failures) > 0 {
@@ -105,7 +119,12 @@ func (cmd *demoCmd) watch(ctx context.Context, d *deps, demo *demo, session stri
 			ended = true
 			return false, nil
 		case e.Type == event.ClaudePrefix+"session.status_idle":
-			turnOver = !strings.Contains(string(e.Data), `"requires_action"`)
+			var p platformEvent
+			if err := json.Unmarshal(e.Data, &p); err != nil {
+				return false, fmt.Errorf("read an event: %w", err)
+			}
+			demo.outcome = p.StopReason.Type
+			turnOver = demo.outcome != "requires_action"
 		case e.Type == event.ClaudePrefix+"session.status_running":
 			turnOver = false
 		}
@@ -189,7 +208,8 @@ type demo struct {
 	admin    *claude.Admin
 	ran      chan error
 	cancel   context.CancelFunc
-	seen     int64 // the last event that was shown
+	seen     int64  // the last event that was shown
+	outcome  string // how the last turn ended
 }
 
 // start brings both up on loopback, in a data directory of their own.
@@ -200,17 +220,18 @@ func (cmd *demoCmd) start(ctx context.Context, d *deps) (_ *demo, err error) {
 			err = errors.Join(err, dm.stop())
 		}
 	}()
-	if dm.dir, err = os.MkdirTemp("", "berth-demo-"); err != nil {
-		return dm, fmt.Errorf("make a data directory: %w", err)
+	if dm.dir, err = demoDir(ctx); err != nil {
+		return dm, err
 	}
 	log := slog.New(slog.DiscardHandler)
 	if cmd.Debug {
 		log = telemetry.NewLogger(d.out.err, "text", slog.LevelDebug)
 	}
-	listener, address, err := demoListeners(ctx)
+	front, back, err := demoListeners(ctx)
 	if err != nil {
 		return dm, err
 	}
+	address := front.Addr().String()
 	apiKey, envKey, hook := randomKey("sk-ant-api-local-"), randomKey("sk-ant-oat01-local-"), randomSigningKey()
 	o := local.Options{
 		APIKeys:         []string{apiKey},
@@ -224,20 +245,20 @@ func (cmd *demoCmd) start(ctx context.Context, d *deps) (_ *demo, err error) {
 	if cmd.Model != "" {
 		c, err := d.config()
 		if err != nil {
-			return dm, errors.Join(err, listener.Close())
+			return dm, errors.Join(err, front.Close(), back.Close())
 		}
 		if o.Brain, err = modelBrain(c, cmd.Model); err != nil {
-			return dm, errors.Join(err, listener.Close())
+			return dm, errors.Join(err, front.Close(), back.Close())
 		}
 	}
-	dm.platform = servePlatform(listener, o)
+	dm.platform = servePlatform(back, o)
 
 	c, err := demoConfig(dm.dir, address, dm.platform.url, envKey, hook)
 	if err != nil {
-		return dm, err
+		return dm, errors.Join(err, front.Close())
 	}
 	d.out.progress("starting the local platform and the control plane …")
-	if dm.app, err = app.New(ctx, app.Options{Config: c, Version: d.program.Version, Log: log}); err != nil {
+	if dm.app, err = app.New(ctx, app.Options{Config: c, Version: d.program.Version, Log: log, Listener: front}); err != nil {
 		return dm, err
 	}
 	if dm.admin, err = claude.NewAdmin(claude.AdminOptions{BaseURL: dm.platform.url, APIKey: apiKey, Logger: log}); err != nil {
@@ -249,24 +270,48 @@ func (cmd *demoCmd) start(ctx context.Context, d *deps) (_ *demo, err error) {
 	return dm, nil
 }
 
-// demoListeners returns the platform's listener and a free address for the
-// control plane: the usual one if nobody has it.
-func demoListeners(ctx context.Context) (net.Listener, string, error) {
+// demoListeners returns the listeners of the control plane, at its usual address
+// if nobody has it, and of the platform.
+func demoListeners(ctx context.Context) (front, back net.Listener, err error) {
 	var lc net.ListenConfig
-	address := "127.0.0.1:7070"
-	probe, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		if probe, err = lc.Listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
-			return nil, "", fault.Wrap(err, fault.Unavailable, "cannot listen on this host's loopback address")
+	if front, err = lc.Listen(ctx, "tcp", "127.0.0.1:7070"); err != nil {
+		front, err = lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	}
+	if err == nil {
+		if back, err = lc.Listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
+			err = errors.Join(err, front.Close())
 		}
 	}
-	address = probe.Addr().String()
-	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err = errors.Join(err, probe.Close()); err != nil {
-		return nil, "", fault.Wrap(err, fault.Unavailable, "cannot listen on this host's loopback address")
+	if err != nil {
+		return nil, nil, fault.Wrap(err, fault.Unavailable, "cannot listen on this host's loopback address")
 	}
-	return l, address, nil
+	return front, back, nil
 }
+
+const demoPrefix = "berth-demo-"
+
+// demoDir makes a data directory, after removing those of demos that were killed.
+func demoDir(ctx context.Context) (string, error) {
+	base := os.TempDir()
+	if len(base) > maxDemoBase {
+		base = "/tmp" // sockets live below it, and their names are short
+	}
+	old, err := filepath.Glob(filepath.Join(base, demoPrefix+"*"))
+	if err != nil {
+		return "", fmt.Errorf("look for earlier demos: %w", err)
+	}
+	for _, dir := range old {
+		app.Reclaim(ctx, dir)
+	}
+	dir, err := os.MkdirTemp(base, demoPrefix)
+	if err != nil {
+		return "", fault.Wrap(err, fault.Invalid, "no data directory can be made in %s", base).WithNext("set TMPDIR to a folder that you may write to")
+	}
+	return dir, nil
+}
+
+// maxDemoBase is the longest folder that a demo's data directory may be in.
+const maxDemoBase = 32
 
 // demoConfig is the configuration of the demo's control plane: defaults, and
 // nothing from this host's files or environment.

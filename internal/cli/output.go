@@ -27,6 +27,21 @@ func isTerminal(w any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// watched is an output whose end is noticed: the first write that fails tells
+// broken.
+type watched struct {
+	io.Writer
+	broken func()
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	if err != nil {
+		w.broken()
+	}
+	return n, err
+}
+
 // style is an SGR code.
 type style string
 

@@ -201,6 +201,8 @@ func answer(ctx context.Context, st *wire.Stream) ([]byte, error) {
 		return nil, sandbox.ErrUnknownCall
 	case wire.Acknowledged:
 		return nil, sandbox.ErrAcknowledged
+	case wire.Busy:
+		return nil, fmt.Errorf("%w: %s", sandbox.ErrBusy, printable(t.Message))
 	}
 	return nil, fmt.Errorf("the guest answered %q: %s", printable(string(t.Code)), printable(t.Message))
 }

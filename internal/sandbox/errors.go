@@ -14,6 +14,8 @@ var (
 	// ErrAcknowledged means that the call finished and its result was
 	// acknowledged earlier.
 	ErrAcknowledged = errors.New("the call's result was acknowledged before")
+	// ErrBusy means that as many commands or terminals run as are possible.
+	ErrBusy = errors.New("too much runs in this sandbox already")
 	// ErrUnsupported means that this backend cannot do it.
 	ErrUnsupported = errors.New("not supported by this sandbox")
 	// ErrProtocol means that the other end broke the protocol: hostile or of

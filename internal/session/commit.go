@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/internal/event"
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // This file is how an actor writes: every change with its events in one
@@ -48,6 +49,9 @@ func (a *actor) store(ctx context.Context, change Change) bool {
 		}
 		err := a.keeper.commit(ctx, change)
 		if err == nil {
+			if failures > 1 {
+				a.keeper.stall(a.id, false)
+			}
 			a.keeper.bus.Publish(a.id)
 			return true
 		}
@@ -55,11 +59,62 @@ func (a *actor) store(ctx context.Context, change Change) bool {
 			return false
 		}
 		a.log.Error("ledger not written; the session waits until it can be", "failures", failures, "err", err)
+		a.keeper.stall(a.id, true)
+		a.pause(ctx, Backoff{Base: 100 * time.Millisecond, Cap: 5 * time.Second}.Wait(failures, nil))
+	}
+}
+
+// pause waits while the ledger cannot be written. People get into a sandbox that
+// runs all the same: perhaps to make room.
+func (a *actor) pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for {
 		select {
 		case <-ctx.Done():
-		case <-time.After(Backoff{Base: 100 * time.Millisecond, Cap: 5 * time.Second}.Wait(failures, nil)):
+			return
+		case <-timer.C:
+			return
+		case req := <-a.opens:
+			switch {
+			case req.reply == nil: // an adoption waits for better times
+				defer offer(a.opens, req)
+			case a.sandbox != nil:
+				req.reply <- openReply{sandbox: a.sandbox}
+			default:
+				req.reply <- openReply{err: fault.New(fault.Unavailable, "nothing can be recorded, so no sandbox is started").
+					WithNext("make room on the disk of the data directory")}
+			}
 		}
 	}
+}
+
+// stall notes whether a session waits for its changes to be recorded.
+func (k *Keeper) stall(session string, stalled bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, known := k.stalled[session]
+	switch {
+	case !stalled:
+		delete(k.stalled, session)
+	case !known:
+		k.stalled[session] = k.now()
+	}
+}
+
+// Stalled returns since when a session waits for its changes to be recorded:
+// the zero time when it does not. Nothing is done for it meanwhile.
+func (k *Keeper) Stalled(session string) time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.stalled[session]
+}
+
+// StalledCount returns how many sessions wait so.
+func (k *Keeper) StalledCount() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.stalled)
 }
 
 // warn puts something that people should know into the session's log.

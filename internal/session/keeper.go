@@ -46,13 +46,14 @@ type Keeper struct {
 	sessions map[string]*actor
 	held     int // work items under way
 	fatal    error
+	stalled  map[string]time.Time // sessions whose changes cannot be recorded, and since when
 }
 
 // NewKeeper returns a keeper that has started nothing yet.
 func NewKeeper(cfg Config, backend sandbox.Backend, records Records, seal Sealer, bus *event.Bus, log *slog.Logger) *Keeper {
 	k := &Keeper{
 		cfg: cfg, backend: backend, records: records, seal: seal, bus: bus, log: log, now: time.Now,
-		sessions: map[string]*actor{}, freed: make(chan struct{}, 1),
+		sessions: map[string]*actor{}, stalled: map[string]time.Time{}, freed: make(chan struct{}, 1),
 	}
 	k.ctx, k.leave = context.WithCancelCause(context.Background())
 	return k

@@ -19,6 +19,7 @@ const (
 	ForTool     For = "tool"     // a call runs
 	ForSandbox  For = "sandbox"  // the sandbox starts
 	ForNetwork  For = "network"  // the platform is not reached
+	ForStorage  For = "storage"  // its changes cannot be recorded, so nothing is done
 	ForPlatform For = "platform" // the session has no lease but unfinished business
 )
 

@@ -13,6 +13,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -37,6 +38,13 @@ type Store struct {
 	lock  *os.File
 }
 
+// Lock takes a data directory without opening its database: fault.Conflict when
+// a process has it. Closing the result gives it up.
+func Lock(dir string) (io.Closer, error) { return lockDir(dir) }
+
+// reserveSize is the space that is held back for the next start, in bytes.
+const reserveSize = 4 << 20
+
 // maxReaders bounds the connections that read at the same time.
 const maxReaders = 4
 
@@ -52,11 +60,17 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The reserve is given up for the start, so that a full disk does not keep
+	// the server from coming up and making room.
+	reserve := filepath.Join(dir, "reserve")
+	_ = os.Remove(reserve) // there may be none
 	s, err := open(ctx, filepath.Join(dir, "berth.db"))
 	if err != nil {
 		lock.Close()
-		return nil, fmt.Errorf("open the database in %s: %w", dir, err)
+		return nil, fault.Wrap(err, fault.Unavailable, "the database in %s cannot be opened", dir).
+			WithNext("check that its disk has room and that this user may write there")
 	}
+	_ = os.WriteFile(reserve, make([]byte, reserveSize), 0o600) // without room for it there is none
 	s.lock = lock
 	return s, nil
 }
@@ -122,10 +136,12 @@ func migrate(ctx context.Context, db *sql.DB) error {
 // Epoch is the number of times that the database was taken over.
 func (s *Store) Epoch() int64 { return s.epoch }
 
-// Ping reports whether the database can be read.
+// Ping reports whether the database can be read and written.
 func (s *Store) Ping(ctx context.Context) error {
-	var epoch int64
-	return s.read.QueryRowContext(ctx, `SELECT epoch FROM fence WHERE id = 1`).Scan(&epoch)
+	return s.tx(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE fence SET epoch = epoch WHERE id = 1`)
+		return err
+	})
 }
 
 // Close closes the database and gives up the directory.

@@ -56,6 +56,7 @@ func (s *Server) exec(st *wire.Stream) {
 }
 
 func (s *Server) execute(gone <-chan struct{}, e sandbox.Exec) (sandbox.ExecResult, error) {
+	mend(s.cfg.Workdir)
 	env := s.environment(e.Env)
 	if e.Dir == "" {
 		e.Dir = s.cfg.Workdir

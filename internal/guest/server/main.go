@@ -69,6 +69,17 @@ func prepare(cfg *Config, envFile string) error {
 	return nil
 }
 
+// mend gives the owner of the workdir its rights back. A command that took them
+// away would otherwise take every later one with it, in the next sandbox too.
+func mend(workdir string) {
+	const owner = 0o700
+	info, err := os.Lstat(workdir)
+	if err != nil || !info.IsDir() || info.Mode().Perm()&owner == owner {
+		return
+	}
+	_ = os.Chmod(workdir, info.Mode().Perm()|owner) // when it fails, the tools say what is wrong
+}
+
 func run(cfg Config) int {
 	in, errIn := stdio(0)
 	out, errOut := stdio(1)

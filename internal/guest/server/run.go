@@ -183,6 +183,7 @@ func (s *Server) start(r wire.Request, input []byte) *job {
 // ask hands a call to the worker and waits until the tool has ended. When ctx
 // ends the worker is told so and goes on being waited for.
 func (s *Server) ask(ctx context.Context, r wire.Request, input []byte, handed chan<- *wire.Stream) tool.Result {
+	mend(s.cfg.Workdir)
 	conn, err := s.workers.conn(ctx)
 	if err != nil {
 		return tool.Error(fmt.Sprintf("the tool process could not be started: %v", err))

@@ -84,6 +84,7 @@ func (s *Server) shell(size sandbox.Size) (*os.File, *exec.Cmd, error) {
 	if _, err := os.Stat(path); err != nil {
 		path = "/bin/sh"
 	}
+	mend(s.cfg.Workdir)
 	cmd := exec.Command(path, "-l")
 	cmd.Dir = s.cfg.Workdir
 	cmd.Env = list(s.environment(map[string]string{"TERM": "xterm-256color"}))
