@@ -36,10 +36,10 @@ func (f *frames) next() (name string, data []byte, err error) {
 			return "", nil, err
 		}
 		if size += len(line); len(line) == 0 {
-			if lines != nil {
-				return name, bytes.Join(lines, []byte("\n")), nil
+			if data = bytes.Join(lines, []byte("\n")); len(data) > 0 {
+				return name, data, nil
 			}
-			name, size = "", 0
+			name, size, lines = "", 0, nil // an event without data is none
 			continue
 		}
 		field, value, _ := bytes.Cut(line, []byte(":"))

@@ -204,6 +204,9 @@ func (a *actor) do(ctx context.Context, e Effect) {
 		answer := Answer{Call: c.ID, Custom: c.Custom, Content: c.Content, IsError: c.IsError}
 		cl := a.claim
 		a.crew.Go(func() { a.post(ctx, cl, answer) })
+	case CheckSession:
+		platform, runCtx := a.claim.platform, a.runCtx
+		a.crew.Go(func() { a.check(runCtx, platform) })
 	case StopWork:
 		a.ending = &e
 	default:

@@ -83,6 +83,8 @@ func name(e session.Effect) string {
 		return fmt.Sprint("forget ", e.IDs)
 	case session.Post:
 		return "post " + e.ID
+	case session.CheckSession:
+		return "check session"
 	case session.StopWork:
 		return fmt.Sprintf("stop work (tell %v, remove %v): %s", e.Stop, e.Remove, e.Why)
 	}
@@ -165,12 +167,20 @@ func TestRefusedResultIsReplacedOnceAndThenGivenUp(t *testing.T) {
 	refused := session.PostFailed{ID: "c1", Err: &session.Refusal{Status: 400, Message: "no"}}
 	s.want(s.in(refused), "read 2 since -3s")
 	s.want(s.in(session.HistoryRead{Read: 2}), "post c1")
-	s.want(s.in(refused), "read 3 since -3s")
+	s.want(s.in(refused), "check session", "read 3 since -3s")
 	if c := s.state.Calls["c1"]; !c.IsError {
 		t.Errorf("the result after two refusals is %s; want an error that says so", c.Content)
 	}
 	s.want(s.in(session.HistoryRead{Read: 3}), "post c1")
-	s.want(s.in(refused), "forget [c1]")
+	s.want(s.in(refused), "check session", "forget [c1]")
+
+	// The platform still waits for it, and nothing here can change that.
+	s.want(s.in(streamed(at(2, idle("e1", "requires_action", "c1")))))
+	if w := s.last.Waiting; w == nil || w.For != session.ForPlatform {
+		t.Errorf("it waits for %+v, want the platform", w)
+	}
+	s.want(s.pass(time.Minute), "read 4 since -3s")
+	s.want(s.in(session.HistoryRead{Read: 4}), "stop work (tell true, remove false): the turn is over: requires_action")
 }
 
 func TestStatusesOfOneTimeAreTakenInTheOrderOfTheList(t *testing.T) {

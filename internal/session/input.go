@@ -111,6 +111,8 @@ type (
 	Forget struct{ IDs []string }
 	// Post sends one result.
 	Post struct{ ID string }
+	// CheckSession reads the session: it may have ended without an event.
+	CheckSession struct{}
 	// StopWork ends the run. Stop says whether the platform is told; Remove
 	// whether the sandbox and its files go for good.
 	StopWork struct {
@@ -127,6 +129,7 @@ func (RecallCall) effect()   {}
 func (CancelCall) effect()   {}
 func (Forget) effect()       {}
 func (Post) effect()         {}
+func (CheckSession) effect() {}
 func (StopWork) effect()     {}
 
 // Outcome is what one step came to. Changed calls and fresh events have to be

@@ -10,6 +10,7 @@
 package session
 
 import (
+	"errors"
 	"time"
 )
 
@@ -49,8 +50,9 @@ func (st *step) take(in Input) {
 		st.connected, st.synced, st.blindAt, st.readNext = true, false, time.Time{}, time.Time{}
 		st.wantRead()
 	case Disconnected:
-		st.connected, st.synced, st.blindAt = false, false, st.now.Add(blindAfter)
-		st.turnOpen()
+		// The turn is as over as it was: only an event opens it, and nothing is
+		// released before the history was read again.
+		st.connected, st.synced, st.blindAt, st.releasing = false, false, st.now.Add(blindAfter), 0
 	case Observed:
 		st.observed(in)
 	case HistoryRead:
@@ -135,6 +137,10 @@ func (st *step) over(how string) {
 
 func (st *step) sandboxUp(in SandboxUp) {
 	st.State.Sandbox, st.Instance, st.sandboxTries = SandboxReady, in.Instance, 0
+	for _, id := range st.strays {
+		st.effect(CancelCall{ID: id})
+	}
+	st.forget, st.strays = append(st.forget, st.strays...), nil
 	if st.State.Lease == LeaseHeld {
 		return // dispatch asks for what runs there
 	}
@@ -202,7 +208,11 @@ func (st *step) postFailed(in PostFailed) {
 		// Perhaps an earlier, unanswered request did arrive, or the call was
 		// voided: look first. If neither, the platform does not take this
 		// content, and a call without a result would hang the session.
+		if c.attempts > 1 || c.replaced {
+			st.effect(CheckSession{})
+		}
 		if c.replaced {
+			st.refused[c.ID] = true
 			st.close(c, Settled, "the platform refuses every result: "+in.Err.Error())
 			return
 		}
@@ -215,9 +225,18 @@ func (st *step) postFailed(in PostFailed) {
 	case !Retryable(in.Err):
 		st.giveUp("the platform refused a result: "+in.Err.Error(), true, false)
 	default:
-		c.postAfter = st.now.Add(delay(c.attempts, time.Second, 30*time.Second))
+		c.postAfter = st.now.Add(max(delay(c.attempts, time.Second, 30*time.Second), askedFor(in.Err)))
 		st.doubt(c)
 	}
+}
+
+// askedFor is how long the platform asked to wait, within reason.
+func askedFor(err error) time.Duration {
+	var r *Refusal
+	if !errors.As(err, &r) {
+		return 0
+	}
+	return min(r.RetryAfter, 5*time.Minute)
 }
 
 // delay is exponential from base to limit, by the number of failures (from 1).
@@ -238,7 +257,11 @@ func (st *step) result(c *Call, content []byte, isError bool) {
 
 // close ends a call for good.
 func (st *step) close(c *Call, as CallState, reason string) {
-	if c.State == Started || c.State == Finished {
+	switch {
+	case c.State == Started && st.State.Sandbox != SandboxReady:
+		// It may still run in a sandbox that an earlier process left.
+		st.strays = append(st.strays, c.ID)
+	case c.State == Started || c.State == Finished:
 		st.forget = append(st.forget, c.ID)
 	}
 	c.State, c.Reason, c.DoneAt, c.posting = as, reason, st.now, false

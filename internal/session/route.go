@@ -167,7 +167,7 @@ func (s *State) busy() bool {
 
 // turnOver reports whether the session waits for a new message and owes nothing.
 func (s *State) turnOver() bool {
-	if s.Status != "idle" || s.StopReason == "requires_action" {
+	if s.Status != "idle" || s.StopReason == "requires_action" && !s.stuck() {
 		return false
 	}
 	for _, c := range s.Calls {
@@ -176,6 +176,18 @@ func (s *State) turnOver() bool {
 		}
 	}
 	return true
+}
+
+// stuck reports whether the platform waits for nothing but results that it
+// refused for good. There is nothing left to do then: an interrupt brings the
+// session back with a new work item (contract §3.1).
+func (s *State) stuck() bool {
+	for _, id := range s.Requires {
+		if !s.refused[id] {
+			return false
+		}
+	}
+	return len(s.Requires) > 0
 }
 
 // release gives the work item back once the turn has been over for a while and

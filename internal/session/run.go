@@ -152,6 +152,23 @@ func (a *actor) greet(ctx context.Context) (over string) {
 	}
 }
 
+// check asks whether the session has ended without our hearing of it. No answer
+// is no news.
+func (a *actor) check(ctx context.Context, p Platform) {
+	ask, cancel := context.WithTimeout(ctx, infoWithin)
+	defer cancel()
+	info, err := p.Info(ask)
+	switch {
+	case Gone(err):
+		a.tell(ctx, message{in: SessionOver{How: "deleted"}})
+	case err != nil:
+	case info.Archived:
+		a.tell(ctx, message{in: SessionOver{How: "archived"}})
+	case info.Status == "terminated":
+		a.tell(ctx, message{in: SessionOver{How: "terminated"}})
+	}
+}
+
 // drain waits for the crew while taking what it still reports, so that nothing
 // of this run is left when the next one begins.
 func (a *actor) drain(ctx context.Context) {

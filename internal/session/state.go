@@ -96,10 +96,12 @@ type State struct {
 	// Calls are the calls that may still change: the open ones, and foreign ones
 	// that nobody has answered. The others are remembered by their ids alone, so
 	// that an event that comes again is known and a long session stays small.
-	Calls  map[string]*Call
-	closed map[string]bool
-	remote map[string]bool // MCP calls, which the platform runs
-	seq    int64
+	Calls   map[string]*Call
+	refused map[string]bool // closed, but the platform takes no result for them and still waits
+	strays  []string        // closed calls that may still run in a sandbox that is not attached yet
+	closed  map[string]bool
+	remote  map[string]bool // MCP calls, which the platform runs
+	seq     int64
 
 	// What the platform said, in whatever order it arrived.
 	cutoff   time.Time            // latest session-wide interrupt
@@ -170,7 +172,7 @@ func NewState(session string, rules Rules) *State {
 	}
 	return &State{
 		Session: session, Rules: rules,
-		Calls: map[string]*Call{}, closed: map[string]bool{}, remote: map[string]bool{},
+		Calls: map[string]*Call{}, closed: map[string]bool{}, refused: map[string]bool{}, remote: map[string]bool{},
 		cutoffs: map[string]time.Time{}, ended: map[string]bool{},
 		verdicts: map[string]string{}, answered: map[string]bool{}, seen: map[string]time.Time{}, queued: map[string]bool{},
 		Lease: LeaseNone, Sandbox: SandboxNone,

@@ -70,6 +70,8 @@ func (s *State) explain() (For, string) {
 		return ForNetwork, "sending " + count(unsent, "result")
 	case held > 0:
 		return ForPerson, count(held, "call") + " held for confirmation"
+	case s.stuck():
+		return ForPlatform, "the platform refused the result of " + count(len(s.Requires), "call") + "; interrupt the session to go on"
 	case foreign > 0 && s.Status == "idle" && s.StopReason == "requires_action":
 		return ForClient, count(foreign, "call") + " for another client"
 	case s.Status == "idle" && s.StopReason == "requires_action":

@@ -209,6 +209,7 @@ func (w *world) do(e session.Effect) {
 		w.mayPost(e.ID)
 		c := w.state.Calls[e.ID]
 		w.posts = append(w.posts, session.Answer{Call: c.ID, Custom: c.Custom, Content: c.Content, IsError: c.IsError})
+	case session.CheckSession: // the sessions of this world end with an event
 	case session.StopWork:
 		if w.stopWork != nil {
 			w.fail("StopWork was made twice")
