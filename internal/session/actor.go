@@ -22,15 +22,16 @@ type message struct {
 // run's (the session must stop) and the keeper's (the process is leaving and the
 // session goes on without it).
 type actor struct {
-	keeper *Keeper
-	id     string
-	log    *slog.Logger
-	state  *State
-	record Record
-	crew   *crew
-	inbox  chan message
-	items  chan *claim
-	opens  chan openRequest
+	keeper  *Keeper
+	id      string
+	log     *slog.Logger
+	state   *State
+	record  Record
+	crew    *crew
+	inbox   chan message
+	items   chan *claim
+	started bool // main runs; guarded by the keeper's mutex
+	opens   chan openRequest
 
 	sandbox   sandbox.Sandbox // nil when none runs
 	skilled   bool            // its skills are installed

@@ -195,7 +195,7 @@ func TestRestartDuringAHeartbeatKeepsTheLease(t *testing.T) {
 		h.until("the turn is over", h.claude.Done)
 		h.answered()
 		if slices.Contains(h.records.Events(sesn), event.WorkLost) || h.use(1).IsError {
-			t.Errorf("the lease was lost: %v", h.records.Events(sesn))
+			t.Errorf("the lease was lost: %v; the result is %s", h.records.Events(sesn), h.text(1))
 		}
 	})
 }

@@ -194,8 +194,10 @@ func (k *Keeper) accept(ctx context.Context, item Item, work Work, l *lease) err
 // storeBeatWithin bounds the writing of a token: the next beat must not be late.
 const storeBeatWithin = 5 * time.Second
 
-// deliver hands something to the session's actor, which is started if there is
-// none. put must not block; it is called while the actor cannot retire.
+// deliver hands something to the session's actor. An actor that has to be
+// started finds it there when it begins: one that began without its work item
+// would take what runs in an adopted sandbox for abandoned. put must not block;
+// it is called while the actor cannot retire.
 func (k *Keeper) deliver(ctx context.Context, session string, put func(*actor) bool) error {
 	for {
 		a, err := k.actor(ctx, session)
@@ -203,9 +205,13 @@ func (k *Keeper) deliver(ctx context.Context, session string, put func(*actor) b
 			return err
 		}
 		k.mu.Lock()
-		current, done, leaving := k.sessions[session] == a, false, k.ctx.Err() != nil
-		if current && !leaving {
-			done = put(a)
+		current, leaving := k.sessions[session], k.ctx.Err() != nil
+		mine := current == a || current == nil && !a.started
+		done := !leaving && mine && put(a)
+		if done && !a.started {
+			a.started = true
+			k.sessions[session] = a
+			k.actors.Go(func() { a.main(k.ctx) })
 		}
 		k.mu.Unlock()
 		switch {
@@ -213,10 +219,10 @@ func (k *Keeper) deliver(ctx context.Context, session string, put func(*actor) b
 			return nil
 		case leaving:
 			return shuttingDown()
-		case current:
+		case mine:
 			return fault.New(fault.Busy, "session %s has too much waiting for it", session).WithNext("try again in a moment")
 		}
-		// It retired this very moment: the next one is asked.
+		// It retired, or another one was started, this very moment: ask again.
 	}
 }
 
@@ -240,7 +246,7 @@ func Owns(name string, custom bool) bool {
 	return !custom && slices.Contains(tool.Stock(), name)
 }
 
-// actor returns the session's actor and starts it if there is none.
+// actor returns the session's actor, or a new one that deliver has to start.
 func (k *Keeper) actor(ctx context.Context, id string) (*actor, error) {
 	k.mu.Lock()
 	a := k.sessions[id]
@@ -252,18 +258,7 @@ func (k *Keeper) actor(ctx context.Context, id string) (*actor, error) {
 	if err != nil {
 		return nil, err
 	}
-	a = newActor(k, id, rec, calls)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if other := k.sessions[id]; other != nil {
-		return other, nil
-	}
-	if k.ctx.Err() != nil {
-		return nil, shuttingDown()
-	}
-	k.sessions[id] = a
-	k.actors.Go(func() { a.main(k.ctx) })
-	return a, nil
+	return newActor(k, id, rec, calls), nil
 }
 
 // retire removes an actor that has nothing left to do. It reports false when
