@@ -63,7 +63,7 @@ type Webhooks struct {
 
 // Sessions configures the keeper of sessions.
 type Sessions struct {
-	Capacity     int           `yaml:"capacity" min:"1" max:"10000" computed:"8 for each core, but no more than one for each 256 MiB of memory after the first 512 MiB; 2 to 512" doc:"Work items served at once. More wait in the platform's queue, where nothing is lost."`
+	Capacity     int           `yaml:"capacity" min:"1" max:"10000" computed:"8 for each core, but no more than one for each 256 MiB of memory after the first 512 MiB; 2 to 512" doc:"Work items served at once. More wait in the platform's queue, where nothing is lost. Sessions that wait for a person or another client do not count, up to eight times as many items in all."`
 	ReleaseAfter time.Duration `yaml:"release_after" default:"15s" min:"0s" max:"1h" doc:"From the end of a turn to the release of its work item. A message within this time is served without a new claim."`
 	ToolTimeout  time.Duration `yaml:"tool_timeout" default:"120s" min:"1s" max:"1h" doc:"Longest run of one tool call. The model then reads that it timed out."`
 	ReadEvery    time.Duration `yaml:"read_every" default:"60s" min:"5s" max:"1h" doc:"Longest time without reading a busy session's history, so that an event lost on the stream is found."`

@@ -25,6 +25,9 @@ func (a *actor) commit(ctx context.Context, out Outcome) bool {
 		return true
 	}
 	change := Change{At: now, CallsOf: a.id, Calls: out.Changed}
+	if out.Waiting != nil {
+		a.keeper.waits(a.id, out.Waiting.For)
+	}
 	if out.Memo || out.Waiting != nil {
 		a.record.Memo, a.record.Waiting = a.state.Memo(), a.state.wait
 		change.Session = &a.record

@@ -17,7 +17,7 @@ import (
 
 // Config are the settings of a Keeper.
 type Config struct {
-	Capacity     int           // work items held at once
+	Capacity     int           // work items held at once, those that wait for a person apart
 	ReleaseAfter time.Duration // from the end of a turn to the release of its item
 	WarmFor      time.Duration // from the release to the end of the sandbox's processes
 	ToolTimeout  time.Duration // of one call
@@ -44,7 +44,8 @@ type Keeper struct {
 
 	mu       sync.Mutex
 	sessions map[string]*actor
-	held     int // work items under way
+	held     int             // work items under way
+	patient  map[string]bool // sessions with an item that wait for a person or another client
 	fatal    error
 	stalled  map[string]time.Time // sessions whose changes cannot be recorded, and since when
 }
@@ -53,7 +54,7 @@ type Keeper struct {
 func NewKeeper(cfg Config, backend sandbox.Backend, records Records, seal Sealer, bus *event.Bus, log *slog.Logger) *Keeper {
 	k := &Keeper{
 		cfg: cfg, backend: backend, records: records, seal: seal, bus: bus, log: log, now: time.Now,
-		sessions: map[string]*actor{}, stalled: map[string]time.Time{}, freed: make(chan struct{}, 1),
+		sessions: map[string]*actor{}, stalled: map[string]time.Time{}, patient: map[string]bool{}, freed: make(chan struct{}, 1),
 	}
 	k.ctx, k.leave = context.WithCancelCause(context.Background())
 	return k
@@ -102,7 +103,36 @@ func (k *Keeper) Done() <-chan struct{} { return k.ctx.Done() }
 func (k *Keeper) Free() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return max(k.cfg.Capacity-k.held, 0)
+	return k.free()
+}
+
+// maxPatient bounds all items held, as a multiple of the capacity.
+const maxPatient = 8
+
+// free returns the slots that are left. A session that waits for a person costs
+// a heartbeat now and then and may do so for days: it takes no slot from those
+// that have something to do. Called with k.mu.
+func (k *Keeper) free() int {
+	if k.held >= maxPatient*k.cfg.Capacity {
+		return 0
+	}
+	return max(k.cfg.Capacity-(k.held-len(k.patient)), 0)
+}
+
+// waits notes what a session waits for.
+func (k *Keeper) waits(session string, what For) {
+	k.mu.Lock()
+	was := k.patient[session]
+	if what == ForPerson || what == ForClient {
+		k.patient[session] = true
+	} else {
+		delete(k.patient, session)
+	}
+	freed := !was && k.patient[session]
+	k.mu.Unlock()
+	if freed {
+		offer(k.freed, struct{}{})
+	}
 }
 
 // Freed receives after a slot became free.
@@ -113,7 +143,7 @@ func (k *Keeper) Freed() <-chan struct{} { return k.freed }
 func (k *Keeper) Reserve() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.held >= k.cfg.Capacity {
+	if k.free() == 0 {
 		return false
 	}
 	k.held++

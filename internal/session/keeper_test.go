@@ -90,9 +90,13 @@ func TestAskedCallWaitsForItsVerdict(t *testing.T) {
 				if c := h.call(h.use(1).ID); c.State != session.Held {
 					t.Fatalf("the call is %s, want held", c.State)
 				}
+				if h.keeper.Free() != h.cfg.Capacity {
+					t.Errorf("a session that waits for a person takes a slot: %d of %d are free", h.keeper.Free(), h.cfg.Capacity)
+				}
 				h.claude.Do(func(l *sessiontest.Log) { l.Confirm(l.Uses()[0].ID, verdict) })
 				h.until("it is answered", h.claude.Done)
 				h.until("the work is given back", func() bool { return h.phase() != session.Active })
+				h.until("all slots are free", func() bool { return h.keeper.Free() == h.cfg.Capacity })
 				if ran := h.fake.Runs(h.use(1).ID); (ran == 1) != (verdict == "allow") {
 					t.Errorf("after %s the tool ran %d times", verdict, ran)
 				}
