@@ -61,7 +61,12 @@ func (cmd *demoCmd) Run(ctx context.Context, d *deps) (err error) {
 	if err != nil {
 		return err
 	}
-	d.out.line("")
+	say := func(format string, args ...any) {
+		if !d.out.json { // then the events are all there is
+			d.out.line(format, args...)
+		}
+	}
+	say("")
 	ended, err := cmd.watch(ctx, d, demo, session)
 	if err != nil || ctx.Err() != nil {
 		return err
@@ -76,8 +81,12 @@ func (cmd *demoCmd) Run(ctx context.Context, d *deps) (err error) {
 			WithNext("run it again with --debug, and see: berth doctor")
 	}
 	if cmd.Exit || ended {
-		d.out.line("")
-		d.out.line("%s", d.out.paint(green, "The session did its task."))
+		say("")
+		say("%s", d.out.paint(green, "The session did its task."))
+		return nil
+	}
+	if d.out.json {
+		<-ctx.Done()
 		return nil
 	}
 	return cmd.stay(ctx, d, demo, session)
@@ -112,8 +121,12 @@ func (cmd *demoCmd) watch(ctx context.Context, d *deps, demo *demo, session stri
 	}
 	turnOver := false
 	err = c.follow(ctx, session, demo.seen, func(e event.Event) (bool, error) {
-		view.show(e)
 		demo.seen = e.Seq
+		if !d.out.json {
+			view.show(e)
+		} else if err := json.NewEncoder(d.out.out).Encode(e); err != nil {
+			return false, fmt.Errorf("write an event: %w", err)
+		}
 		switch {
 		case e.Type == event.SessionEnded:
 			ended = true
