@@ -119,7 +119,7 @@ func TestTheCommandLineOnARunningServer(t *testing.T) {
 	if _, errs, code := h.berth("exec", s, "--", "/bin/bash", "-c", "echo bad >&2; exit 7"); code != 7 || errs != "bad\n" {
 		t.Errorf("exec: code %d, %q", code, errs)
 	}
-	if _, errs, code := run(t, h.dir, cleanEnv("BERTH_SERVER=http://"+h.listen(), "BERTH_TOKEN=wrong-token-0123456789"), "sessions", "list"); code != 4 {
+	if _, errs, code := run(t, h.dir, cleanEnv("BERTH_SERVER=http://"+h.address, "BERTH_TOKEN=wrong-token-0123456789"), "sessions", "list"); code != 4 {
 		t.Errorf("a wrong token: code %d, %s", code, errs)
 	}
 	if _, errs, code := run(t, h.dir, cleanEnv("BERTH_SERVER=http://127.0.0.1:1", "BERTH_TOKEN=wrong-token-0123456789"), "sessions", "list"); code != 1 || !strings.Contains(errs, "berth serve") {
@@ -134,7 +134,7 @@ func TestAttachIsATerminal(t *testing.T) {
 	s := h.session("hello", "go")
 	h.finished(30*time.Second, s)
 	cmd := exec.Command(testbin.Path(t), "attach", s)
-	cmd.Env = cleanEnv("BERTH_DATA_DIR="+h.dir, "BERTH_SERVER=http://"+h.listen(), "TERM=xterm")
+	cmd.Env = cleanEnv("BERTH_DATA_DIR="+h.dir, "BERTH_SERVER=http://"+h.address, "TERM=xterm")
 	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 33, Cols: 99})
 	if err != nil {
 		t.Fatal(err)
@@ -198,7 +198,7 @@ func (h *house) deliver(id, key string, at time.Time, body string) int {
 	stamp := fmt.Sprint(at.Unix())
 	mac := hmac.New(sha256.New, raw)
 	mac.Write([]byte(id + "." + stamp + "." + body))
-	req, err := http.NewRequest(http.MethodPost, "http://"+h.listen()+"/webhooks", strings.NewReader(body))
+	req, err := http.NewRequest(http.MethodPost, "http://"+h.address+"/webhooks", strings.NewReader(body))
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -38,6 +39,7 @@ type house struct {
 	apiKey   string
 	envKey   string
 	dir      string
+	address  string   // of berth serve
 	env      []string // more environment for serve
 	serve    *process
 }
@@ -46,7 +48,7 @@ type house struct {
 // name none.
 func newHouse(t *testing.T, o local.Options, scenarios ...string) *house {
 	t.Helper()
-	h := &house{t: t, apiKey: "sk-ant-api-e2e-0123456789", envKey: "sk-ant-oat01-e2e-0123456789"}
+	h := &house{t: t, address: freeAddress(), apiKey: "sk-ant-api-e2e-0123456789", envKey: "sk-ant-oat01-e2e-0123456789"}
 	o.APIKeys = []string{h.apiKey}
 	o.EnvironmentKeys = map[string]string{environment: h.envKey}
 	o.StrictBeta, o.StrictDuplicates = true, true
@@ -168,7 +170,7 @@ func (h *house) start() {
 	h.t.Helper()
 	env := cleanEnv(
 		"ANTHROPIC_BASE_URL="+h.url, "ANTHROPIC_ENVIRONMENT_ID="+environment, "ANTHROPIC_ENVIRONMENT_KEY="+h.envKey,
-		"BERTH_DATA_DIR="+h.dir, "BERTH_LISTEN="+h.listen(), "BERTH_LOG_LEVEL=debug",
+		"BERTH_DATA_DIR="+h.dir, "BERTH_LISTEN="+h.address, "BERTH_LOG_LEVEL=debug",
 	)
 	h.serve = spawn(h.t, h.dir, append(env, h.env...), "serve")
 	h.t.Cleanup(func() { h.serve.end(syscall.SIGKILL) })
@@ -178,7 +180,7 @@ func (h *house) start() {
 			h.t.Fatalf("berth serve ended: %v\n%s", h.serve.err, h.serve.output())
 		default:
 		}
-		res, err := http.Get("http://" + h.listen() + "/readyz")
+		res, err := http.Get("http://" + h.address + "/readyz")
 		if err != nil {
 			return false
 		}
@@ -187,18 +189,14 @@ func (h *house) start() {
 	})
 }
 
-// listen is an address of this house's own: loopback is a whole network, so no
-// port has to be guessed free.
-func (h *house) listen() string {
-	var sum byte
-	for _, b := range []byte(h.dir) {
-		sum = sum*31 + b
-	}
-	n := int(sum)
-	for _, b := range []byte(h.dir) {
-		n = (n*131 + int(b)) % 64000
-	}
-	return fmt.Sprintf("127.88.%d.%d:7070", n/250+1, n%250+1)
+// houses counts the houses of this test process.
+var houses atomic.Int32
+
+// freeAddress returns an address that no other house has: loopback is a whole
+// network, so no port has to be guessed free.
+func freeAddress() string {
+	n := int(houses.Add(1))
+	return fmt.Sprintf("127.%d.%d.%d:7070", 1+os.Getpid()%250, 1+n/250%250, 1+n%250)
 }
 
 // session creates a session that plays a scenario.
@@ -315,7 +313,7 @@ func (h *house) eventually(within time.Duration, what string, ok func() bool) {
 // berth runs a command against this house's server and returns what it wrote.
 func (h *house) berth(args ...string) (stdout, stderr string, code int) {
 	h.t.Helper()
-	return run(h.t, h.dir, cleanEnv("BERTH_DATA_DIR="+h.dir, "BERTH_SERVER=http://"+h.listen()), args...)
+	return run(h.t, h.dir, cleanEnv("BERTH_DATA_DIR="+h.dir, "BERTH_SERVER=http://"+h.address), args...)
 }
 
 func run(t *testing.T, dir string, env []string, args ...string) (stdout, stderr string, code int) {

@@ -60,9 +60,9 @@ func TestWebhooksMakeItFaster(t *testing.T) {
 	// is a second one with an endpoint.
 	key := "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 	h2 := newHouse(t, local.Options{Webhooks: local.WebhookOptions{
-		Endpoints: []local.Endpoint{{URL: "http://" + h.listen() + "/webhooks", Secret: key}}, Duplicate: true,
+		Endpoints: []local.Endpoint{{URL: "http://" + h.address + "/webhooks", Secret: key}}, Duplicate: true,
 	}}, hello)
-	h2.dir = h.dir
+	h2.dir, h2.address = h.dir, h.address
 	h2.env = []string{"ANTHROPIC_WEBHOOK_SIGNING_KEY=" + key}
 	h2.start()
 	h2.finished(30*time.Second, h2.session("hello", "go"))
