@@ -18,6 +18,8 @@ var (
 	ErrBusy = errors.New("too much runs in this sandbox already")
 	// ErrUnsupported means that this backend cannot do it.
 	ErrUnsupported = errors.New("not supported by this sandbox")
+	// ErrUnknownShare means that the sandbox was made without this share.
+	ErrUnknownShare = errors.New("the sandbox has no such share")
 	// ErrProtocol means that the other end broke the protocol: hostile or of
 	// another version.
 	ErrProtocol = errors.New("the sandbox broke the protocol")

@@ -69,6 +69,41 @@ type Spec struct {
 	Image   string            // "host"; more kinds come with the backend's features
 	Env     map[string]string // environment of the agent's commands; never a credential
 	Limits  Limits
+	Shares  []Share // at most MaxShares
+}
+
+// MaxShares bounds the shares of one sandbox.
+const MaxShares = 16
+
+// Share is a folder that the host and the inside of a sandbox see at the same
+// time: what one writes the other sees. The file tools reach it as they reach
+// the workspace.
+type Share struct {
+	// Path is where it is inside: clean, absolute, below /mnt or /workspace.
+	Path string `json:"path"`
+	// Dir is a folder of the host, which must belong to nobody inside: such a
+	// share is read-only, and several sandboxes may show the same folder. When
+	// it is "" the backend makes a folder that lives as long as the workspace.
+	Dir string `json:"dir,omitempty"`
+	// ReadOnly keeps the inside from changing anything.
+	ReadOnly bool `json:"read_only,omitempty"`
+}
+
+// Sharer is an optional power of a Sandbox: it shows folders of the host.
+type Sharer interface {
+	// Shared returns the host's folder behind a share that has no Dir of its
+	// own; ErrUnknownShare when the sandbox was made without it. It stays valid
+	// as long as the workspace.
+	Shared(path string) (SharedDir, error)
+}
+
+// SharedDir is the host's side of a share. What is in it was put there by
+// hostile code: links must not be followed, and anything may change at any time.
+type SharedDir struct {
+	Dir string
+	// UID and GID are the agent's on the host: what it shall be able to change
+	// has to belong to them.
+	UID, GID int
 }
 
 // Limits bound what a sandbox may use. Zero means the backend's default.
@@ -100,6 +135,7 @@ type Features struct {
 	Terminal   bool   `json:"terminal"`   // Guest.Terminal works
 	Checkpoint bool   `json:"checkpoint"` // processes can be saved and restored
 	Limits     bool   `json:"limits"`     // Spec.Limits are enforced
+	Shares     bool   `json:"shares"`     // Spec.Shares are shown; its sandboxes are Sharers
 	Note       string `json:"note,omitempty"`
 }
 

@@ -19,7 +19,7 @@ func InProcess(workdir string) Launch {
 		inR, inW := io.Pipe()
 		outR, outW := io.Pipe()
 		var wg sync.WaitGroup
-		wg.Go(func() { _ = newToolbox(workdir).serve(inR, outW) })
+		wg.Go(func() { _ = newToolbox(workdir, nil).serve(inR, outW) })
 		return Worker{R: outR, W: inW, Kill: func() {
 			_ = inW.Close()
 			_ = inR.Close()
@@ -47,7 +47,7 @@ func processWorker(cfg Config) Launch {
 		last := &tail{limit: 4 << 10}
 		cmd := &exec.Cmd{
 			Path:  "/proc/self/exe",
-			Args:  []string{"berth", "guest", "worker", "-workdir", cfg.Workdir},
+			Args:  append([]string{"berth", "guest", "worker", "-workdir", cfg.Workdir}, cfg.Shares.args()...),
 			Dir:   cfg.Workdir,
 			Env:   list(merge(standard(cfg.Workdir, "agent"), cfg.Env)),
 			Stdin: inR, Stdout: outW, Stderr: last,

@@ -32,11 +32,13 @@ func Main(args []string) int {
 	uid := flags.Int("uid", 1000, "user id of commands, when the guest is root")
 	gid := flags.Int("gid", 1000, "group id of commands, when the guest is root")
 	envFile := flags.String("env-file", "", "JSON object with more environment for commands")
+	var shares Shares
+	flags.Var(&shares, "share", "folder that file tools may reach, as rw:PATH or ro:PATH; may be repeated")
 	if flags.Parse(args) != nil || flags.NArg() > 0 {
 		return exitUsage
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	cfg := Config{Workdir: *workdir, UID: -1, GID: -1, Log: log, reaper: newReaper()}
+	cfg := Config{Workdir: *workdir, UID: -1, GID: -1, Shares: shares, Log: log, reaper: newReaper()}
 	if os.Getuid() == 0 {
 		cfg.UID, cfg.GID = *uid, *gid
 	}
@@ -126,6 +128,8 @@ func run(cfg Config) int {
 func WorkerMain(args []string) int {
 	flags := flag.NewFlagSet("guest worker", flag.ContinueOnError)
 	workdir := flags.String("workdir", "/workspace", "folder that commands start in")
+	var shares Shares
+	flags.Var(&shares, "share", "folder that file tools may reach, as rw:PATH or ro:PATH; may be repeated")
 	if flags.Parse(args) != nil || flags.NArg() > 0 {
 		return exitUsage
 	}
@@ -138,7 +142,7 @@ func WorkerMain(args []string) int {
 	out, errOut := stdio(1)
 	err := errors.Join(errIn, errOut)
 	if err == nil {
-		err = newToolbox(*workdir).serve(in, out)
+		err = newToolbox(*workdir, shares).serve(in, out)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -24,6 +24,7 @@ type Config struct {
 	Workdir  string            // of all commands; must exist
 	UID, GID int               // of all commands; negative: the guest's own
 	Env      map[string]string // of all commands, on top of a standard one
+	Shares   Shares            // that the file tools may reach, too
 	Launch   Launch            // of the worker; required
 	Log      *slog.Logger      // required
 

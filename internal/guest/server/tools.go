@@ -34,12 +34,14 @@ type toolbox struct {
 
 const maxShells = 64
 
-func newToolbox(workdir string) *toolbox {
+func newToolbox(workdir string, shares Shares) *toolbox {
 	b := &toolbox{
 		workdir: workdir, files: map[string]anthropic.BetaTool{}, shells: map[string]*shell{},
 		cancels: map[*wire.Stream]context.CancelCauseFunc{},
 	}
-	for _, t := range agenttoolset.BetaAgentToolset20260401(&agenttoolset.AgentToolContext{Workdir: workdir}) {
+	for _, t := range agenttoolset.BetaAgentToolset20260401(&agenttoolset.AgentToolContext{
+		Workdir: workdir, AllowedRoots: shares.paths(false), ReadOnlyRoots: shares.paths(true),
+	}) {
 		if t.Name() != tool.Bash {
 			b.files[t.Name()] = t
 		}

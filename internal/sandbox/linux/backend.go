@@ -116,7 +116,7 @@ func (b *Backend) Name() string { return Name }
 
 // Features implements sandbox.Backend.
 func (b *Backend) Features() sandbox.Features {
-	f := sandbox.Features{Isolation: Gvisor, Linux: true, Terminal: true, Limits: b.limits != nil}
+	f := sandbox.Features{Isolation: Gvisor, Linux: true, Terminal: true, Limits: b.limits != nil, Shares: true}
 	switch ids := b.runtime.ids; {
 	case ids.rootless:
 		f.Note = "run by an ordinary user: guest and agent share one user id, and memory and CPU are not limited"

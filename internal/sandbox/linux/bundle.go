@@ -4,6 +4,7 @@ package linux
 
 import (
 	"fmt"
+	"maps"
 	"math"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -23,6 +24,7 @@ type layout struct {
 	binds     []string // host folders shown read-only under their own path
 	guest     string   // our binary
 	workspace string
+	shares    []mountedShare
 	cgroup    string // cgroup path, "" when there are no limits
 	unified   bool   // the cgroup is of version 2
 	ids       identity
@@ -55,7 +57,7 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 		Hostname: hostname,
 		Root:     &specs.Root{Path: l.root},
 		Process: &specs.Process{
-			Args:            guestArgs(l.ids),
+			Args:            guestArgs(l.ids, l.shares),
 			Cwd:             "/",
 			Env:             []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 			Capabilities:    capabilities(l.ids),
@@ -82,6 +84,12 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 		s.Mounts = append(s.Mounts, bind(dir, dir, "ro"))
 	}
 	s.Mounts = append(s.Mounts, bind(l.guest, guestPath, "ro"), bind(l.workspace, workspacePath, "rw"))
+	for i, sh := range l.shares {
+		s.Mounts = append(s.Mounts, bind(sh.source, sh.Path, sh.mode()))
+		if sh.live {
+			maps.Copy(s.Annotations, sharedMount(fmt.Sprintf("share%d", i), sh.source))
+		}
+	}
 	if l.ids.mapped() {
 		ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(l.ids.base), Size: idCount}}
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
@@ -143,14 +151,19 @@ func resources(l sandbox.Limits) *specs.LinuxResources {
 	}
 }
 
-// guestArgs is the guest's command line: whom commands run as. An ordinary
-// user's sandbox has one user, who runs both (identity.go).
-func guestArgs(ids identity) []string {
+// guestArgs is the guest's command line: whom commands run as, and what the file
+// tools may reach beside the workspace. An ordinary user's sandbox has one user,
+// who runs both (identity.go).
+func guestArgs(ids identity, shares []mountedShare) []string {
 	agent := ids.agent
 	if ids.rootless {
 		agent = -1 // as the guest
 	}
-	return []string{
+	args := []string{
 		guestPath, "guest", "-workdir=" + workspacePath, fmt.Sprintf("-uid=%d", agent), fmt.Sprintf("-gid=%d", agent),
 	}
+	for _, sh := range shares {
+		args = append(args, "-share="+sh.mode()+":"+sh.Path)
+	}
+	return args
 }

@@ -69,7 +69,7 @@ func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec) (_ *San
 	f := b.folder(spec.ID)
 	r := record{
 		Session: spec.Session, Image: spec.Image, Env: maps.Clone(spec.Env),
-		Limits: withDefaults(spec.Limits, b.cfg.Defaults), Binary: p.binary, Root: p.root,
+		Limits: withDefaults(spec.Limits, b.cfg.Defaults), Shares: spec.Shares, Binary: p.binary, Root: p.root,
 	}
 	ids := b.runtime.ids
 	kept, err := f.make(r, ids.host(0), ids.host(ids.agent))
@@ -109,13 +109,17 @@ func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec) (_ *San
 // launch writes the bundle and starts the runtime on it.
 func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *prepared) (*Sandbox, error) {
 	root, workspace := filepath.Join(b.images, p.root), f.path(workspaceName)
-	stage, err := b.runtime.chooseStage(b.cfg.DataDir, root, b.binaries, workspace)
+	staged := []string{root, b.binaries, workspace}
+	for _, sh := range r.Shares {
+		staged = append(staged, f.shared(sh))
+	}
+	stage, err := b.runtime.chooseStage(b.cfg.DataDir, staged...)
 	if err != nil {
 		return nil, err
 	}
 	l := layout{
 		root: stage.inside(root), binds: p.binds, workspace: stage.inside(workspace),
-		guest: stage.inside(filepath.Join(b.binaries, p.binary)), ids: b.runtime.ids,
+		guest: stage.inside(filepath.Join(b.binaries, p.binary)), shares: f.mounted(stage, r.Shares), ids: b.runtime.ids,
 	}
 	if b.limits != nil {
 		if err := b.limits.makeParent(); err != nil {
@@ -192,6 +196,9 @@ func check(s sandbox.Spec) error {
 	}
 	if s.Image != ImageHost && s.Image != "" {
 		return fault.New(fault.Invalid, "unknown image %q", s.Image).WithField("image").WithNext("use %q", ImageHost)
+	}
+	if err := checkShares(s.Shares); err != nil {
+		return err
 	}
 	size := 0
 	for k, v := range s.Env {

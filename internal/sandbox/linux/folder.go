@@ -45,6 +45,7 @@ type record struct {
 	Image   string            `json:"image"`
 	Env     map[string]string `json:"env,omitempty"`
 	Limits  sandbox.Limits    `json:"limits"`
+	Shares  []sandbox.Share   `json:"shares,omitempty"`
 	Binary  string            `json:"binary"` // names of the files in use, which must stay
 	Root    string            `json:"root"`
 }
@@ -78,6 +79,9 @@ func (f folder) make(r record, owner, agent int) (kept bool, err error) {
 			return false, fmt.Errorf("give the workspace to the agent: %w", err)
 		}
 	}
+	if err := f.makeShares(r.Shares, owner, agent); err != nil {
+		return kept, err
+	}
 	b, err := json.Marshal(r)
 	if err != nil {
 		return kept, fmt.Errorf("encode record: %w", err)
@@ -98,7 +102,8 @@ func (f folder) record() (record, error) {
 	return r, nil
 }
 
-// clear removes what a run of the sandbox left, and keeps workspace and record.
+// clear removes what a run of the sandbox left, and keeps workspace, shares and
+// record.
 func (f folder) clear() error {
 	for _, name := range []string{bundleName, overlayName, inName, outName, logName, guestLogName} {
 		if err := removeAll(f.path(name)); err != nil {

@@ -1,0 +1,120 @@
+//go:build linux
+
+package linux
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/sandbox"
+)
+
+// Shares are folders of the host that a sandbox sees beside its workspace. One
+// without a folder of its own lives in the sandbox's folder, next to the
+// workspace, and stays as long as that does.
+
+const sharesName = "shares"
+
+// shareParents are the folders inside below which a share may be.
+var shareParents = []string{"/mnt/", workspacePath + "/"}
+
+func checkShares(shares []sandbox.Share) error {
+	if len(shares) > sandbox.MaxShares {
+		return fault.New(fault.TooLarge, "%d shares are more than %d", len(shares), sandbox.MaxShares).WithField("shares")
+	}
+	taken := []string{}
+	for _, s := range shares {
+		below := false
+		for _, parent := range shareParents {
+			below = below || strings.HasPrefix(s.Path, parent)
+		}
+		switch {
+		case s.Path != path.Clean(s.Path) || !below:
+			return fault.New(fault.Invalid, "the share %q is not a clean path below %s", s.Path, strings.Join(shareParents, " or ")).WithField("shares")
+		case s.Dir != "" && (!filepath.IsAbs(s.Dir) || s.Dir != filepath.Clean(s.Dir)):
+			return fault.New(fault.Invalid, "the folder %q of share %s is not a clean absolute path", s.Dir, s.Path).WithField("shares")
+		case s.Dir != "" && !s.ReadOnly:
+			return fault.New(fault.Invalid, "share %s would let a sandbox write to %s", s.Path, s.Dir).WithField("shares")
+		}
+		for _, t := range taken {
+			if t == s.Path || strings.HasPrefix(t, s.Path+"/") || strings.HasPrefix(s.Path, t+"/") {
+				return fault.New(fault.Invalid, "shares %s and %s lie in each other", t, s.Path).WithField("shares")
+			}
+		}
+		taken = append(taken, s.Path)
+	}
+	return nil
+}
+
+// shared is the host's folder of a share.
+func (f folder) shared(s sandbox.Share) string {
+	if s.Dir != "" {
+		return s.Dir
+	}
+	sum := sha256.Sum256([]byte(s.Path))
+	return filepath.Join(f.path(sharesName), hex.EncodeToString(sum[:6]))
+}
+
+// makeShares lays the folders of shares that have none of their own. Those of an
+// earlier run stay as they are.
+func (f folder) makeShares(shares []sandbox.Share, owner, agent int) error {
+	for _, s := range shares {
+		if s.Dir != "" {
+			continue
+		}
+		dir := f.shared(s)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make share %s: %w", s.Path, err)
+		}
+		who := agent
+		if s.ReadOnly {
+			who = owner
+		}
+		if err := os.Lchown(dir, who, who); err != nil {
+			return fmt.Errorf("give share %s to its owner: %w", s.Path, err)
+		}
+	}
+	return nil
+}
+
+// mountedShare is a share as the runtime sees it.
+type mountedShare struct {
+	sandbox.Share
+	source string
+	live   bool // the host changes it while the sandbox runs
+}
+
+func (f folder) mounted(s stage, shares []sandbox.Share) []mountedShare {
+	out := make([]mountedShare, len(shares))
+	for i, sh := range shares {
+		out[i] = mountedShare{Share: sh, source: s.inside(f.shared(sh)), live: sh.Dir == ""}
+	}
+	return out
+}
+
+func (m mountedShare) mode() string {
+	if m.ReadOnly {
+		return "ro"
+	}
+	return "rw"
+}
+
+// Shared implements sandbox.Sharer.
+func (s *Sandbox) Shared(at string) (sandbox.SharedDir, error) {
+	for _, sh := range s.record.Shares {
+		if sh.Path == at && sh.Dir == "" {
+			ids := s.backend.runtime.ids
+			agent := ids.host(ids.agent)
+			return sandbox.SharedDir{Dir: s.backend.folder(s.ref.ID).shared(sh), UID: agent, GID: agent}, nil
+		}
+	}
+	return sandbox.SharedDir{}, fmt.Errorf("share %s of sandbox %s: %w", at, s.ref.ID, sandbox.ErrUnknownShare)
+}
+
+var _ sandbox.Sharer = (*Sandbox)(nil)
