@@ -113,7 +113,7 @@ var house = plan{
 		why: "what a session does next is a function of its state and one input: time and chance come in, effects go out",
 		files: []string{
 			"internal/session/input.go", "internal/session/machine.go", "internal/session/observe.go", "internal/session/read.go",
-			"internal/session/result.go", "internal/session/route.go", "internal/session/state.go", "internal/session/waiting.go",
+			"internal/session/result.go", "internal/session/route.go", "internal/session/state.go", "internal/session/waiting.go", "internal/session/watch.go",
 		},
 		imports: []string{"context", "io", "log/slog", "math/rand", "math/rand/v2", "net", "os", "sync"},
 		names:   []string{"time.Now", "time.Since", "time.Until", "time.After", "time.AfterFunc", "time.NewTimer", "time.NewTicker"},

@@ -96,6 +96,7 @@ func (a *App) open(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	a.metrics = telemetry.NewMetrics(o.Version, a.gauges()...)
+	a.metrics.Add(a.waits()...)
 	a.server = &http.Server{
 		Handler: api.New(api.Deps{
 			Records: a.store, Rooms: a.keeper, Bus: a.bus, Guard: access.NewGuard(a.Token), Pollers: a.pollerStatus,
@@ -276,6 +277,10 @@ func (a *App) gauges() []telemetry.Gauge {
 		{Name: "capacity", Help: "Work items that may be held at once.", Read: func() float64 { return float64(a.cfg.Sessions.Capacity) }},
 		{Name: "capacity_free", Help: "Work items that may still be claimed.", Read: func() float64 { return float64(a.keeper.Free()) }},
 		{Name: "sessions_stalled", Help: "Sessions whose changes cannot be recorded.", Read: func() float64 { return float64(a.keeper.StalledCount()) }},
+		{Name: "sessions_overdue", Help: "Sessions that should have got further by themselves by now. Stays 0.", Read: func() float64 {
+			_, overdue := a.keeper.Waits()
+			return float64(overdue)
+		}},
 		{Name: "pollers_failing", Help: "Environments whose last poll failed.", Read: func() float64 {
 			n := 0.0
 			for _, p := range a.pollers {
@@ -285,6 +290,26 @@ func (a *App) gauges() []telemetry.Gauge {
 			}
 			return n
 		}},
+	}
+}
+
+// waits are the gauges of what sessions wait for.
+func (a *App) waits() []telemetry.GaugeSet {
+	read := func(value func(session.Wait) float64) func() map[string]float64 {
+		return func() map[string]float64 {
+			out := map[string]float64{}
+			waits, _ := a.keeper.Waits()
+			for what, w := range waits {
+				out[string(what)] = value(w)
+			}
+			return out
+		}
+	}
+	return []telemetry.GaugeSet{
+		{Name: "sessions_waiting", Label: "for", Help: "Sessions of this process, by what they wait for.",
+			Read: read(func(w session.Wait) float64 { return float64(w.Sessions) })},
+		{Name: "sessions_waiting_seconds", Label: "for", Help: "How long the session that has waited longest has waited, by what for.",
+			Read: read(func(w session.Wait) float64 { return time.Since(w.Oldest).Seconds() })},
 	}
 }
 

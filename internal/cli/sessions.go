@@ -117,7 +117,11 @@ func (cmd *sessionsShow) Run(ctx context.Context, d *deps) error {
 	field("phase", d.out.paint(phaseStyle(s.Phase), string(s.Phase)))
 	field("status", strings.TrimSpace(s.Status+" "+s.StopReason))
 	if s.Waiting.For != "" {
-		field("waits for", waiting(s.Waiting)+", since "+d.out.ago(s.Waiting.Since))
+		text := waiting(s.Waiting) + ", since " + d.out.ago(s.Waiting.Since)
+		if !s.Waiting.Until.IsZero() {
+			text += "; berth acts at " + s.Waiting.Until.Local().Format(time.TimeOnly) + " if nothing happens before"
+		}
+		field("waits for", text)
 	}
 	if s.Sandbox != nil {
 		field("sandbox", s.Sandbox.ID+" ("+s.Sandbox.Backend+", since "+d.out.ago(s.Sandbox.Since)+")")

@@ -69,7 +69,7 @@ func (c *Client) Err() error { return c.conn.Err() }
 // runs any more.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Ping makes one round trip.
+// Ping implements sandbox.Guest.
 func (c *Client) Ping(ctx context.Context) error {
 	_, err := c.ask(ctx, wire.Request{Op: wire.OpPing}, nil)
 	return err

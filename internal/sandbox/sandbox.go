@@ -153,6 +153,8 @@ type Guest interface {
 	// its sandbox is started anew, so that the ledger can tell "the guest never
 	// heard of this call" from "the guest that ran this call is gone".
 	Instance() string
+	// Ping makes one round trip to our end inside, whatever else runs there.
+	Ping(ctx context.Context) error
 	// Call runs a tool and blocks until its result is there. It is idempotent
 	// on c.ID: a running call is attached to, a finished one returns the same
 	// result again until it is acknowledged. Cancelling ctx only stops waiting;

@@ -2,9 +2,11 @@ package session
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/berth-dev/berth/internal/sandbox"
@@ -45,7 +47,8 @@ type actor struct {
 	claim    *claim // nil between runs
 	runCtx   context.Context
 	calls    map[string]*callRun
-	informed bool // info is this run's
+	running  atomic.Int64 // calls that the guest is asked for
+	informed bool         // info is this run's
 	ending   *StopWork
 }
 
@@ -69,6 +72,9 @@ func newActor(k *Keeper, id string, rec Record, calls []Call) *actor {
 			ReleaseAfter: k.cfg.ReleaseAfter,
 			ReadEvery:    k.cfg.ReadEvery,
 			SandboxTries: 2,
+			CallLimit: func(name string, input json.RawMessage) time.Duration {
+				return callLimit(name, input, k.cfg.ToolTimeout)
+			},
 		}),
 	}
 	if a.record.Phase == Active {
@@ -205,6 +211,14 @@ func (a *actor) do(ctx context.Context, e Effect) {
 		answer := Answer{Call: c.ID, Custom: c.Custom, Content: c.Content, IsError: c.IsError}
 		cl := a.claim
 		a.crew.Go(func() { a.post(ctx, cl, answer) })
+	case ReplaceSandbox:
+		if sb := a.sandbox; sb != nil {
+			a.crew.Go(func() { a.tell(ctx, message{apply: func() { a.fence(ctx, sb, e.Why) }}) })
+		}
+	case ReloadCall:
+		a.crew.Go(func() { a.reloadCall(ctx, e.ID) })
+	case Warn:
+		a.warn(ctx, e.Text)
 	case CheckSession:
 		platform, runCtx := a.claim.platform, a.runCtx
 		a.crew.Go(func() { a.check(runCtx, platform) })

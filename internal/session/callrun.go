@@ -39,7 +39,8 @@ func (a *actor) startCall(ctx context.Context, id string, recall bool) {
 		call:     tool.Call{ID: c.ID, Name: c.Name, Input: c.Input, Shell: c.Thread, Timeout: a.keeper.cfg.ToolTimeout},
 		instance: c.Instance, recall: recall, mayRun: !c.cancelled,
 	}
-	runCtx, cancel := context.WithTimeoutCause(ctx, callBound(ask.call, a.keeper.cfg.ToolTimeout)+callGrace, errStuck)
+	bound := callLimit(c.Name, c.Input, a.keeper.cfg.ToolTimeout) + callGrace
+	runCtx, cancel := context.WithCancel(ctx)
 	stopped := make(chan struct{})
 	r := &callRun{stop: sync.OnceFunc(func() { close(stopped) })}
 	a.calls[id] = r
@@ -47,7 +48,9 @@ func (a *actor) startCall(ctx context.Context, id string, recall bool) {
 		r.stop()
 	}
 	finished := make(chan struct{})
+	a.running.Add(1)
 	a.crew.Go(func() {
+		defer a.running.Add(-1)
 		defer cancel()
 		defer close(finished)
 		in := runCall(runCtx, sb, ask)
@@ -58,12 +61,18 @@ func (a *actor) startCall(ctx context.Context, id string, recall bool) {
 	})
 	a.crew.Go(func() {
 		// The lease's own context counts too: a lost lease stops work at once,
-		// even while the actor is busy writing.
+		// even while the actor is busy writing. The guest has a bound for the
+		// call; beyond that it is told to stop it.
+		over := time.NewTimer(bound)
+		defer over.Stop()
+		why := "a call did not stop when it was told to"
 		select {
 		case <-finished:
 			return
 		case <-stopped:
 		case <-lease.Done():
+		case <-over.C:
+			why = fmt.Sprintf("a call ran longer than its limit of %s and did not stop", bound-callGrace)
 		}
 		if ctx.Err() != nil {
 			return
@@ -75,11 +84,9 @@ func (a *actor) startCall(ctx context.Context, id string, recall bool) {
 		case <-finished:
 		case <-ctx.Done():
 		case <-late.C:
-			if errors.Is(context.Cause(lease), errLeaseLost) {
-				// Somebody else may be at work by now: what does not stop when it
-				// is told to is stopped from outside.
-				a.tell(ctx, message{apply: func() { a.fence(ctx, sb) }})
-			}
+			// Somebody else may be at work by now, or the guest is no use any
+			// more: what does not stop when it is told to is stopped from outside.
+			a.tell(ctx, message{apply: func() { a.fence(ctx, sb, why) }})
 			cancel()
 		}
 	})
@@ -94,18 +101,15 @@ func (a *actor) callEnded(ctx context.Context, sb sandbox.Sandbox, id string, in
 	a.step(ctx, in)
 }
 
-// errStuck ends a call that neither finishes nor heeds its bounds.
-var errStuck = errors.New("the call exceeded every bound")
-
-// callBound is the longest that the guest may take for a call: its timeout, or
+// callLimit is the longest that the guest may take for a call: its timeout, or
 // the longer one that a bash call asks for.
-func callBound(c tool.Call, timeout time.Duration) time.Duration {
+func callLimit(name string, input json.RawMessage, timeout time.Duration) time.Duration {
 	bound := timeout
-	if c.Name == tool.Bash {
+	if name == tool.Bash {
 		var in struct {
 			TimeoutMS int64 `json:"timeout_ms"`
 		}
-		if json.Unmarshal(c.Input, &in) == nil && in.TimeoutMS > 0 {
+		if json.Unmarshal(input, &in) == nil && in.TimeoutMS > 0 {
 			asked := maxCallBound
 			if in.TimeoutMS < maxCallBound.Milliseconds() {
 				asked = time.Duration(in.TimeoutMS) * time.Millisecond

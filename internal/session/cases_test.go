@@ -83,6 +83,7 @@ func name(e session.Effect) string {
 		return fmt.Sprint("forget ", e.IDs)
 	case session.Post:
 		return "post " + e.ID
+	case session.ReplaceSandbox, session.ReloadCall, session.Warn:
 	case session.CheckSession:
 		return "check session"
 	case session.StopWork:

@@ -26,7 +26,7 @@ func (a *actor) commit(ctx context.Context, out Outcome) bool {
 	}
 	change := Change{At: now, CallsOf: a.id, Calls: out.Changed}
 	if out.Waiting != nil {
-		a.keeper.waits(a.id, out.Waiting.For)
+		a.keeper.waits(a.id, *out.Waiting)
 	}
 	if out.Memo || out.Waiting != nil {
 		a.record.Memo, a.record.Waiting = a.state.Memo(), a.state.wait
@@ -125,6 +125,17 @@ func (a *actor) warn(ctx context.Context, text string) {
 	a.log.Warn("warning", "text", text)
 	now := a.keeper.now()
 	a.store(ctx, Change{At: now, Events: []event.Event{event.New(now, a.id, event.Warning, map[string]string{"text": text})}})
+}
+
+// reloadCall reads a closed call with what was sent.
+func (a *actor) reloadCall(ctx context.Context, id string) {
+	c, err := a.keeper.records.LoadCall(ctx, a.id, id)
+	if err != nil {
+		a.log.Warn("call not read", "call", id, "err", err)
+		a.tell(ctx, message{in: CallReloaded{ID: id}})
+		return
+	}
+	a.tell(ctx, message{in: CallReloaded{ID: id, Call: &c}})
 }
 
 // note puts an event into the session's log from the crew. It is a report, not

@@ -112,7 +112,7 @@ var errLapsed = errors.New("the lease would lapse before the result arrives")
 
 // post sends one answer while the lease certainly holds.
 func (a *actor) post(ctx context.Context, cl *claim, answer Answer) {
-	left := cl.lease.validUntil().Sub(a.keeper.now())
+	left := cl.lease.left()
 	if left <= 0 || cl.lease.ctx.Err() != nil {
 		a.tell(ctx, message{in: PostFailed{ID: answer.Call, Err: errLapsed}})
 		return

@@ -168,7 +168,10 @@ func (a *actor) settleIn(ctx context.Context, sb sandbox.Sandbox, instance strin
 		a.record.SandboxSince = now
 	}
 	a.store(ctx, Change{At: now, Session: &a.record, Events: []event.Event{event.New(now, a.id, typ, map[string]string{"sandbox": ref.ID})}})
+	life, over := context.WithCancel(ctx)
+	a.watch.Go(func() { a.pulse(life, sb) })
 	a.watch.Go(func() {
+		defer over()
 		exit, err := sb.Wait(ctx)
 		if err != nil {
 			return // leaving
@@ -193,11 +196,11 @@ func (a *actor) moveOut(ctx context.Context, sb sandbox.Sandbox, exit sandbox.Ex
 }
 
 // fence ends a sandbox in which something goes on that must not.
-func (a *actor) fence(ctx context.Context, sb sandbox.Sandbox) {
+func (a *actor) fence(ctx context.Context, sb sandbox.Sandbox, why string) {
 	if a.sandbox != sb {
 		return
 	}
-	const why = "a call did not stop after the lease was lost"
+	a.log.Warn("sandbox is replaced", "why", why)
 	a.remove(ctx, sandbox.KeepFiles, why)
 	a.step(ctx, SandboxDown{Why: why})
 }

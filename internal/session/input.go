@@ -47,6 +47,11 @@ type (
 		ID  string
 		Why string
 	}
+	// CallReloaded: a closed call was read from the records; nil when it could not.
+	CallReloaded struct {
+		ID   string
+		Call *Call
+	}
 	// PostDone: the platform took the result.
 	PostDone struct{ ID string }
 	// PostFailed: it did not, or we cannot know.
@@ -79,6 +84,7 @@ func (SandboxDown) input()   {}
 func (SandboxWanted) input() {}
 func (CallFinished) input()  {}
 func (CallLost) input()      {}
+func (CallReloaded) input()  {}
 func (PostDone) input()      {}
 func (PostFailed) input()    {}
 func (LeaseStopping) input() {}
@@ -105,6 +111,12 @@ type (
 	RunCall struct{ ID string }
 	// RecallCall asks the guest for a call that an earlier run started.
 	RecallCall struct{ ID string }
+	// ReplaceSandbox ends the sandbox and keeps its files; it reports SandboxDown.
+	ReplaceSandbox struct{ Why string }
+	// ReloadCall reads a closed call with its content and reports CallReloaded.
+	ReloadCall struct{ ID string }
+	// Warn tells people something through the session's log.
+	Warn struct{ Text string }
 	// CancelCall stops a running call; its result is not wanted.
 	CancelCall struct{ ID string }
 	// Forget lets the guest drop results that are settled.
@@ -122,15 +134,18 @@ type (
 	}
 )
 
-func (ReadHistory) effect()  {}
-func (StartSandbox) effect() {}
-func (RunCall) effect()      {}
-func (RecallCall) effect()   {}
-func (CancelCall) effect()   {}
-func (Forget) effect()       {}
-func (Post) effect()         {}
-func (CheckSession) effect() {}
-func (StopWork) effect()     {}
+func (ReadHistory) effect()    {}
+func (StartSandbox) effect()   {}
+func (RunCall) effect()        {}
+func (RecallCall) effect()     {}
+func (ReplaceSandbox) effect() {}
+func (ReloadCall) effect()     {}
+func (Warn) effect()           {}
+func (CancelCall) effect()     {}
+func (Forget) effect()         {}
+func (Post) effect()           {}
+func (CheckSession) effect()   {}
+func (StopWork) effect()       {}
 
 // Outcome is what one step came to. Changed calls and fresh events have to be
 // stored in one transaction before the effects are done.

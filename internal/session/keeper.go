@@ -46,6 +46,7 @@ type Keeper struct {
 	sessions map[string]*actor
 	held     int             // work items under way
 	patient  map[string]bool // sessions with an item that wait for a person or another client
+	waiting  map[string]Waiting
 	fatal    error
 	stalled  map[string]time.Time // sessions whose changes cannot be recorded, and since when
 }
@@ -54,7 +55,8 @@ type Keeper struct {
 func NewKeeper(cfg Config, backend sandbox.Backend, records Records, seal Sealer, bus *event.Bus, log *slog.Logger) *Keeper {
 	k := &Keeper{
 		cfg: cfg, backend: backend, records: records, seal: seal, bus: bus, log: log, now: time.Now,
-		sessions: map[string]*actor{}, stalled: map[string]time.Time{}, patient: map[string]bool{}, freed: make(chan struct{}, 1),
+		sessions: map[string]*actor{}, stalled: map[string]time.Time{}, patient: map[string]bool{}, waiting: map[string]Waiting{},
+		freed: make(chan struct{}, 1),
 	}
 	k.ctx, k.leave = context.WithCancelCause(context.Background())
 	return k
@@ -119,21 +121,6 @@ func (k *Keeper) free() int {
 	return max(k.cfg.Capacity-(k.held-len(k.patient)), 0)
 }
 
-// waits notes what a session waits for.
-func (k *Keeper) waits(session string, what For) {
-	k.mu.Lock()
-	was := k.patient[session]
-	if what == ForPerson || what == ForClient {
-		k.patient[session] = true
-	} else {
-		delete(k.patient, session)
-	}
-	freed := !was && k.patient[session]
-	k.mu.Unlock()
-	if freed {
-		offer(k.freed, struct{}{})
-	}
-}
 
 // Freed receives after a slot became free.
 func (k *Keeper) Freed() <-chan struct{} { return k.freed }
@@ -301,6 +288,7 @@ func (k *Keeper) retire(a *actor) bool {
 		return false
 	}
 	delete(k.sessions, a.id)
+	delete(k.waiting, a.id)
 	return true
 }
 

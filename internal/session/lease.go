@@ -29,7 +29,7 @@ type lease struct {
 
 	mu    sync.Mutex
 	token string
-	until time.Time
+	until time.Time // with both readings of the clock where it was set here; see left
 }
 
 // Causes of the end of a lease's context.
@@ -69,11 +69,20 @@ func (l *lease) release(cause error) {
 	l.done.Wait()
 }
 
-// validUntil returns until when posts are allowed.
-func (l *lease) validUntil() time.Time {
+// left returns for how long posts are still allowed. The clock that only runs
+// forward stands still while a host is suspended, and the clock on the wall can
+// be set: what either of them says has lapsed may have lapsed.
+func (l *lease) left() time.Duration {
+	steady, wall := l.readings()
+	return min(steady, wall)
+}
+
+// readings are what is left by the steady clock and by the one on the wall.
+func (l *lease) readings() (steady, wall time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.until
+	now := l.now()
+	return l.until.Sub(now), l.until.Round(0).Sub(now.Round(0))
 }
 
 // beat runs until the lease ends.
@@ -81,7 +90,9 @@ func (l *lease) beat() {
 	failures := 0
 	for {
 		sent := l.now()
-		left := l.validUntil().Sub(sent)
+		// If only the wall's clock says that it is over, the platform is asked:
+		// nothing is posted until it has answered.
+		left, _ := l.readings()
 		if left <= 0 {
 			l.end(errLeaseLost, LeaseLost{Why: "no heartbeat succeeded in time, so it may have lapsed"})
 			return
@@ -114,7 +125,8 @@ func (l *lease) beat() {
 			failures++
 			pause = Backoff{Base: 250 * time.Millisecond, Cap: 5 * time.Second}.Wait(failures, err)
 			l.log.Warn("heartbeat failed", "failures", failures, "err", err)
-			pause = max(min(pause, l.validUntil().Sub(l.now())), 0)
+			steady, _ := l.readings()
+			pause = max(min(pause, steady), 0)
 		}
 		select {
 		case <-l.ctx.Done():

@@ -30,6 +30,7 @@ func (s *State) Step(now time.Time, in Input) Outcome {
 	st.take(in)
 	st.settle()
 	if s.Lease == LeaseHeld {
+		st.watch()
 		st.route()
 		st.dispatch()
 		st.send()
@@ -71,6 +72,8 @@ func (st *step) take(in Input) {
 		if c := st.Calls[in.ID]; c != nil && c.State == Started {
 			st.result(c, text(in.Why), true)
 		}
+	case CallReloaded:
+		st.reloaded(in)
 	case PostDone:
 		if c := st.Calls[in.ID]; c != nil && c.State == Finished {
 			st.close(c, Posted, "")
@@ -101,9 +104,11 @@ func (st *step) claimed(in Claimed) {
 	st.State.Lease, st.released, st.sandboxTries = LeaseHeld, false, 0
 	st.connected, st.synced, st.blindAt = false, false, st.now.Add(blindAfter)
 	st.reading, st.readAgain, st.readNext, st.readFails = false, false, time.Time{}, 0
+	st.owedAt, st.judging, st.results, st.readAll = time.Time{}, nil, nil, false
+	clear(st.reloading)
 	st.turnOpen()
 	for _, c := range st.inOrder() {
-		c.running, c.posting, c.attempts, c.postAfter = false, false, 0, time.Time{}
+		c.running, c.posting, c.attempts, c.postAfter, c.until = false, false, 0, time.Time{}, time.Time{}
 		if c.State == Finished {
 			c.doubt = st.reads + 1 // the last run may have sent it
 		}
@@ -136,7 +141,7 @@ func (st *step) over(how string) {
 }
 
 func (st *step) sandboxUp(in SandboxUp) {
-	st.State.Sandbox, st.Instance, st.sandboxTries = SandboxReady, in.Instance, 0
+	st.State.Sandbox, st.Instance, st.sandboxTries, st.moveUntil = SandboxReady, in.Instance, 0, time.Time{}
 	for _, id := range st.strays {
 		st.effect(CancelCall{ID: id})
 	}
@@ -154,7 +159,7 @@ func (st *step) sandboxUp(in SandboxUp) {
 }
 
 func (st *step) sandboxDown(in SandboxDown) {
-	st.State.Sandbox, st.Instance = SandboxNone, ""
+	st.State.Sandbox, st.Instance, st.moveUntil = SandboxNone, "", time.Time{}
 	if in.Starting {
 		if st.State.Lease != LeaseHeld {
 			return // nobody waits for it any more; calls are the next run's
@@ -173,7 +178,7 @@ func (st *step) sandboxDown(in SandboxDown) {
 	for _, c := range st.inOrder() {
 		if c.State == Started {
 			st.result(c, text("The sandbox ended while this call was running, and it is not known how far it got: "+in.Why+
-				". Files in /workspace were kept; running processes and shell state are gone."), true)
+				". "+keptNote), true)
 		}
 	}
 }
@@ -199,7 +204,7 @@ func (st *step) postFailed(in PostFailed) {
 	if c == nil || c.State != Finished {
 		return
 	}
-	c.posting = false
+	c.posting, c.until, c.refusal = false, time.Time{}, in.Err.Error()
 	c.attempts++
 	switch status := StatusOf(in.Err); {
 	case Gone(in.Err):
@@ -251,7 +256,7 @@ func delay(failures int, base, limit time.Duration) time.Duration {
 // result gives a call its result.
 func (st *step) result(c *Call, content []byte, isError bool) {
 	c.State, c.Content, c.IsError, c.FinishedAt = Finished, content, isError, st.now
-	c.posting, c.attempts, c.postAfter = false, 0, time.Time{}
+	c.posting, c.attempts, c.postAfter, c.until = false, 0, time.Time{}, time.Time{}
 	st.touch(c)
 }
 
@@ -298,14 +303,14 @@ func (st *step) finish() Outcome {
 	if len(st.forget) > 0 {
 		st.effect(Forget{IDs: st.forget})
 	}
-	what, detail := st.explain()
-	if what != st.wait.For || detail != st.wait.Detail {
-		since := st.now
-		if what == st.wait.For {
-			since = st.wait.Since
+	w := st.explain()
+	if w.Since.IsZero() {
+		if w.Since = st.now; w.For == st.wait.For {
+			w.Since = st.wait.Since
 		}
-		st.wait = Waiting{For: what, Since: since, Detail: detail}
-		w := st.wait
+	}
+	if !w.equal(st.wait) {
+		st.wait = w
 		st.out.Waiting = &w
 	}
 	st.out.WakeAt = st.wakeAt()

@@ -158,13 +158,15 @@ func (d *driver) actions() []action {
 		{"finish", 4, running, func() { d.guestCall().done = true }},
 		{"answer", 8, d.answerable() != "", func() { d.answer(d.answerable()) }},
 		{"lose sandbox", 1, w.guest != nil && w.adopted, func() {
-			w.guest, w.adopted = nil, false
+			w.guest, w.adopted, w.replacing = nil, false, ""
 			d.step(session.SandboxDown{Why: "out of memory"})
 		}},
+		{"replace", 8, w.replacing != "", d.replace},
 		{"another guest", 1, w.guest != nil && w.adopted, func() {
 			w.newGuest()
 			d.step(session.SandboxUp{Instance: w.guest.instance})
 		}},
+		{"reload", 8, len(w.reloads) > 0, d.reload},
 		{"open", 1, true, func() { d.step(session.SandboxWanted{}) }},
 
 		// The clock and the process.
@@ -194,9 +196,9 @@ func (d *driver) step(in session.Input) {
 // tick is due: it must bring about something, or a later time to look again.
 func (d *driver) tick() {
 	w := d.w
-	reads, posts, open := w.read, len(w.posts), w.stopWork
+	reads, posts, open, replacing := w.read, len(w.posts), w.stopWork, w.replacing
 	w.step(session.Tick{}, -1)
-	did := w.read != reads || len(w.posts) != posts || w.stopWork != open
+	did := w.read != reads || len(w.posts) != posts || w.stopWork != open || w.replacing != replacing
 	if !did && !w.wake.IsZero() && !w.wake.After(w.now) {
 		d.t.Fatalf("a tick at %s came to nothing and wants another one at %s\n%s", clock(w.now), clock(w.wake), w)
 	}
@@ -287,20 +289,21 @@ func (d *driver) page() {
 }
 
 // fates are what can become of a post.
-var fates = []string{"answer lost", "request lost", "503", "429", "413", "504 but taken", "401"}
+var fates = []string{"taken and lost", "answer lost", "request lost", "503", "429", "413", "504 but taken", "401"}
 
 var errNoAnswer = errors.New("connection reset by peer")
 
 func (d *driver) post(fate string) {
 	w := d.w
 	i := upTo(d.t, "post", len(w.posts))
-	a := w.posts[i]
+	a := w.posts[i].Answer
 	w.posts = slices.Delete(w.posts, i, i+1)
 	refusal := func(status int) error { return &session.Refusal{Status: status, Type: "api_error"} }
 	var err error
 	switch fate {
 	case "taken":
 		err = w.log.Answer(a)
+	case "taken and lost": // the platform says yes and forgets it
 	case "answer lost":
 		_ = w.log.Answer(a)
 		err = errNoAnswer
@@ -325,6 +328,23 @@ func (d *driver) post(fate string) {
 	} else {
 		d.step(session.PostFailed{ID: a.Call, Err: err})
 	}
+}
+
+// replace ends the sandbox as the watchdog wants it.
+func (d *driver) replace() {
+	w := d.w
+	why := w.replacing
+	w.guest, w.adopted, w.replacing = nil, false, ""
+	d.step(session.SandboxDown{Why: why})
+}
+
+// reload reads a call from the store.
+func (d *driver) reload() {
+	w := d.w
+	id := w.reloads[0]
+	w.reloads = w.reloads[1:]
+	c := w.calls[id]
+	d.step(session.CallReloaded{ID: id, Call: &c})
 }
 
 func (w *world) newGuest() {

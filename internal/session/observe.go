@@ -14,12 +14,25 @@ func (st *step) observed(in Observed) {
 	if in.Read != 0 && (in.Read != st.reads || !st.reading) {
 		return // of a read that was given up
 	}
+	if in.Read != 0 {
+		st.readUntil = st.now.Add(readBound)
+	}
 	for i := range in.Events {
 		ev := &in.Events[i]
-		if in.Read != 0 && ev.ProcessedAt.After(st.readHighest) {
-			st.readHighest = ev.ProcessedAt
+		if in.Read != 0 {
+			st.listed(ev)
 		}
 		st.observe(ev, in.Read != 0)
+	}
+}
+
+// listed notes what a read is made for beside the event itself.
+func (st *step) listed(ev *Event) {
+	if ev.ProcessedAt.After(st.readHighest) {
+		st.readHighest = ev.ProcessedAt
+	}
+	if st.results != nil && ev.Refers != "" && strings.HasSuffix(ev.Type, "_result") {
+		st.results[ev.Refers] = true
 	}
 }
 
@@ -136,6 +149,8 @@ func (st *step) callSeen(ev *Event) {
 // comes back this way too.
 func (st *step) answeredBy(ev *Event) {
 	c := st.Calls[ev.Refers]
+	delete(st.reloading, ev.Refers) // whatever was lost, there is a result now
+	st.judging = slices.DeleteFunc(st.judging, func(id string) bool { return id == ev.Refers })
 	switch {
 	case c == nil:
 		if ev.Refers != "" && !st.closed[ev.Refers] {

@@ -58,9 +58,13 @@ func (st *step) read() {
 	}
 	st.reads++
 	st.reading, st.readNext, st.readFor, st.readHighest = true, time.Time{}, st.generation, time.Time{}
+	st.readUntil, st.results = st.now.Add(readBound), nil
 	since := st.Cursor
 	if st.readAll || since.IsZero() {
 		since = time.Time{}
+		if st.judgeRead == st.reads {
+			st.results = map[string]bool{}
+		}
 	} else {
 		since = since.Add(-Overlap)
 	}
@@ -86,6 +90,9 @@ func (st *step) historyRead(in HistoryRead) {
 		if c.doubt <= st.reads {
 			c.doubt = 0 // this read began after the doubt, and found no answer
 		}
+	}
+	if st.results != nil {
+		st.judge()
 	}
 	st.moveCursor()
 	if st.missing() && !st.readAllFor.Equal(st.statusAt) {

@@ -86,6 +86,9 @@ type Records interface {
 	// LoadSession returns a session and all its calls in order of Seq; inputs and
 	// contents only of the open ones. fault.NotFound when there is none.
 	LoadSession(ctx context.Context, id string) (Record, []Call, error)
+	// LoadCall returns one call with its input and content. fault.NotFound when
+	// there is none.
+	LoadCall(ctx context.Context, session, id string) (Call, error)
 	// OpenWork returns the items that an earlier process held.
 	OpenWork(ctx context.Context) ([]Work, error)
 	// LiveSessions returns the sessions that are not over.

@@ -92,7 +92,7 @@ func FuzzCallBound(f *testing.F) {
 	f.Add([]byte(`{"timeout_ms":1e300}`))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		const timeout = 120e9
-		if d := callBound(tool.Call{Name: tool.Bash, Input: input}, timeout); d < timeout || d > maxCallBound {
+		if d := callLimit(tool.Bash, input, timeout); d < timeout || d > maxCallBound {
 			t.Fatalf("bound = %v", d)
 		}
 	})

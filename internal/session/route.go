@@ -100,24 +100,33 @@ func (st *step) dispatch() {
 		}
 		switch {
 		case c.State == Started && c.Instance == st.Instance:
-			c.running = true
+			st.runs(c)
 			st.effect(RecallCall{ID: c.ID})
 		case c.State == Started:
 			// Another guest was told to run it, and it is gone.
-			st.result(c, text("The sandbox was restarted while this call was running, and it is not known how far it got. "+
-				"Files in /workspace were kept; running processes and shell state are gone."), true)
+			st.result(c, text("The sandbox was restarted while this call was running, and it is not known how far it got. "+keptNote), true)
 		case !blocked(c, open[:i]):
-			c.State, c.StartedAt, c.Instance, c.running = Started, st.now, st.Instance, true
+			c.State, c.StartedAt, c.Instance = Started, st.now, st.Instance
+			st.runs(c)
 			st.touch(c)
 			st.effect(RunCall{ID: c.ID})
 		}
 	}
 }
 
+// runs notes that this process waits for a call, and for how long at most.
+func (st *step) runs(c *Call) {
+	c.running = true
+	if st.Rules.CallLimit != nil {
+		c.limit = st.Rules.CallLimit(c.Name, c.Input)
+		c.until = st.now.Add(c.limit + callSlack)
+	}
+}
+
 // wantSandbox starts the sandbox unless it runs or starts already.
 func (st *step) wantSandbox() {
 	if st.State.Sandbox == SandboxNone && st.Ended == "" {
-		st.State.Sandbox = SandboxStarting
+		st.State.Sandbox, st.moveUntil = SandboxStarting, st.now.Add(startBound)
 		st.effect(StartSandbox{})
 	}
 }
@@ -155,7 +164,7 @@ func (st *step) send() {
 		if c.doubt > 0 || c.postAfter.After(st.now) {
 			continue
 		}
-		c.posting = true
+		c.posting, c.until = true, st.now.Add(postBound)
 		st.effect(Post{ID: c.ID})
 	}
 }
@@ -228,10 +237,18 @@ func (s *State) wakeAt() time.Time {
 		}
 	}
 	for _, c := range s.Calls {
+		due(c.until)
 		if c.State == Finished && !c.posting && c.doubt == 0 {
 			due(c.postAfter)
 		}
 	}
+	if s.Sandbox == SandboxStarting || s.Sandbox == SandboxEnding {
+		due(s.moveUntil)
+	}
+	if s.reading {
+		due(s.readUntil)
+	}
+	due(s.owedAt)
 	if !s.turnOverAt.IsZero() && s.releasing == 0 && s.synced && !s.reading && !s.released {
 		due(s.turnOverAt.Add(s.Rules.ReleaseAfter))
 	}

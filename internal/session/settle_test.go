@@ -46,7 +46,7 @@ func (d *driver) settle() {
 			w.read = nil
 			w.step(in, -1)
 		case len(w.posts) > 0:
-			a := w.posts[0]
+			a := w.posts[0].Answer
 			w.posts = w.posts[1:]
 			if err = w.log.Answer(a); err == nil {
 				w.step(session.PostDone{ID: a.Call}, -1)
@@ -61,6 +61,10 @@ func (d *driver) settle() {
 			}
 			w.adopted = true
 			w.step(session.SandboxUp{Instance: w.guest.instance}, -1)
+		case w.replacing != "":
+			d.replace()
+		case len(w.reloads) > 0:
+			d.reload()
 		case d.finishOne():
 			quiet = 0
 		case w.log.Ended() == "" && !d.idle():

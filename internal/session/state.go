@@ -53,8 +53,12 @@ type Call struct {
 	doubt     int       // not to be sent again before the read with this number is done; 0: no doubt
 	attempts  int       // failed requests so far
 	postAfter time.Time // not before
+	refusal   string    // why the last request failed
 	replaced  bool      // the result was refused and replaced by an error text
 	cancelled bool      // Cancel was sent to the guest
+
+	limit time.Duration // of a running call, which the guest enforces
+	until time.Time     // when the watchdog acts on the running call or the request; see watch
 }
 
 // Open reports whether the call still needs something from us.
@@ -74,6 +78,7 @@ const (
 	SandboxNone     SandboxState = "none"
 	SandboxStarting SandboxState = "starting"
 	SandboxReady    SandboxState = "ready"
+	SandboxEnding   SandboxState = "ending" // it is being replaced: nothing starts in it
 )
 
 // LeaseState is what the machine knows of its work item.
@@ -137,11 +142,21 @@ type State struct {
 	readFails   int
 	readAll     bool      // the next read starts at the beginning
 	readAllFor  time.Time // the status that the last such read was made for
+	readUntil   time.Time // when the watchdog gives the read under way up
+
+	// What the platform waits for although it is closed here; see watch.
+	owedAt    time.Time       // when to hold the whole history against it
+	judging   []string        // the calls that a whole read is about
+	judgeRead int             // which has this number
+	results   map[string]bool // calls with a result in the whole read under way
+	reloading map[string]bool // asked for again from the records
+	reposts   map[string]int  // results sent again
 
 	Lease        LeaseState
 	Sandbox      SandboxState
 	Instance     string
 	sandboxTries int
+	moveUntil    time.Time // when the watchdog gives up waiting for the start or the end of the sandbox
 
 	turnOverAt time.Time // when the turn was first seen to be over; zero while it is not
 	releasing  int       // the read that has to be done before the release; 0: none
@@ -163,6 +178,9 @@ type Rules struct {
 	// SandboxTries bounds the attempts to start a sandbox before calls are
 	// answered with the error.
 	SandboxTries int
+	// CallLimit is how long the guest lets a call of this name and input run.
+	// Zero bounds nothing.
+	CallLimit func(name string, input json.RawMessage) time.Duration
 }
 
 // NewState returns the state of a session that was never seen before.
@@ -173,6 +191,7 @@ func NewState(session string, rules Rules) *State {
 	return &State{
 		Session: session, Rules: rules,
 		Calls: map[string]*Call{}, closed: map[string]bool{}, refused: map[string]bool{}, remote: map[string]bool{},
+		reloading: map[string]bool{}, reposts: map[string]int{},
 		cutoffs: map[string]time.Time{}, ended: map[string]bool{},
 		verdicts: map[string]string{}, answered: map[string]bool{}, seen: map[string]time.Time{}, queued: map[string]bool{},
 		Lease: LeaseNone, Sandbox: SandboxNone,

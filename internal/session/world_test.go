@@ -25,18 +25,23 @@ type world struct {
 	rules session.Rules
 	wake  time.Time
 	steps int
+	trace []string
 
 	// The store.
 	memo  []byte
 	calls map[string]session.Call
 
 	// On the way.
-	stream   []session.Event // frames that were sent and not received
-	open     bool            // a stream is open
-	read     *pendingRead
-	posts    []session.Answer
-	starting bool
-	stopWork *session.StopWork
+	stream    []session.Event // frames that were sent and not received
+	open      bool            // a stream is open
+	read      *pendingRead
+	posts     []pendingPost
+	starting  bool
+	startedAt time.Time
+	endedAt   time.Time // when the sandbox was told to end
+	stopWork  *session.StopWork
+	reloads   []string // calls that are being read from the store
+	replacing string   // why the sandbox is being replaced; "" when it is not
 
 	// The host.
 	guest   *guestRun // nil when no sandbox runs
@@ -53,7 +58,13 @@ type world struct {
 
 type pendingRead struct {
 	session.ReadHistory
-	from int
+	from  int
+	began time.Time
+}
+
+type pendingPost struct {
+	session.Answer
+	sent time.Time
 }
 
 // guestRun is one guest: what it was told and what it answers.
@@ -73,10 +84,12 @@ var begin = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
 
 func newWorld(fail func(string, ...any)) *world {
 	w := &world{
-		fail: fail, now: begin, log: sessiontest.NewLog(begin), calls: map[string]session.Call{},
+		now: begin, log: sessiontest.NewLog(begin), calls: map[string]session.Call{},
 		runs: map[string]int{}, asked: map[string]int{}, knownEnded: map[string]bool{}, knownDone: map[string]bool{},
-		rules: session.Rules{Owns: session.Owns, ReleaseAfter: 5 * time.Second, ReadEvery: 30 * time.Second, SandboxTries: 2},
+		rules: session.Rules{Owns: session.Owns, ReleaseAfter: 5 * time.Second, ReadEvery: 30 * time.Second, SandboxTries: 2,
+			CallLimit: func(string, json.RawMessage) time.Duration { return 2 * time.Minute }},
 	}
+	w.fail = func(format string, args ...any) { fail("%s\n%s", fmt.Sprintf(format, args...), w) }
 	w.log.Emit = func(ev session.Event) {
 		if w.open {
 			w.stream = append(w.stream, ev)
@@ -94,6 +107,10 @@ func (w *world) step(in session.Input, crash int) {
 	w.tell(in)
 	out := w.state.Step(w.now, in)
 	w.wake = out.WakeAt
+	w.note("%s %T %+v → lease %s sandbox %s", clock(w.now), in, in, w.state.Lease, w.state.Sandbox)
+	for _, e := range out.Effects {
+		w.note("    %T %+v", e, e)
+	}
 	w.check(out)
 	if crash == 0 {
 		w.restart()
@@ -109,11 +126,18 @@ func (w *world) step(in session.Input, crash int) {
 	}
 }
 
+// note keeps the last things that happened, for a failed test.
+func (w *world) note(format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	w.trace = append(w.trace, line[:min(len(line), 300)])
+	w.trace = w.trace[max(0, len(w.trace)-60):]
+}
+
 // tell notes what the machine is about to know.
 func (w *world) tell(in session.Input) {
 	obs, ok := in.(session.Observed)
-	if !ok {
-		return
+	if !ok || obs.Read != 0 && w.now.Sub(w.read.began) >= session.ReadBound {
+		return // perhaps of a read that the machine has given up
 	}
 	for _, ev := range obs.Events {
 		switch {
@@ -159,6 +183,7 @@ func (w *world) restart() {
 	w.state.Restore(memo, calls)
 	w.cut()
 	w.read, w.posts, w.starting, w.stopWork, w.adopted, w.wake = nil, nil, false, nil, false, time.Time{}
+	w.reloads, w.replacing = nil, ""
 	if w.guest != nil {
 		for _, c := range w.guest.calls {
 			c.attached = false
@@ -172,15 +197,18 @@ func (w *world) cut() { w.open, w.stream = false, nil }
 func (w *world) do(e session.Effect) {
 	switch e := e.(type) {
 	case session.ReadHistory:
-		if w.read != nil {
-			w.fail("a second read began while one is under way")
+		if w.read != nil && w.now.Sub(w.read.began) < session.ReadBound {
+			w.fail("a second read began while one is under way since %s\n%s", clock(w.read.began), w)
 		}
-		w.read = &pendingRead{ReadHistory: e}
+		w.read = &pendingRead{ReadHistory: e, began: w.now}
 	case session.StartSandbox:
-		if w.starting || w.adopted {
+		if w.replacing != "" && w.now.Sub(w.endedAt) >= session.EndBound {
+			w.guest, w.adopted, w.replacing = nil, false, "" // and the report of it was lost
+		}
+		if w.starting && w.now.Sub(w.startedAt) < session.StartBound || w.adopted {
 			w.fail("the sandbox was started twice")
 		}
-		w.starting = true
+		w.starting, w.startedAt = true, w.now
 	case session.RunCall:
 		w.asked[e.ID]++
 		if w.asked[e.ID] > 1 {
@@ -206,9 +234,18 @@ func (w *world) do(e session.Effect) {
 			}
 		}
 	case session.Post:
+		w.posts = slices.DeleteFunc(w.posts, func(p pendingPost) bool { return p.Call == e.ID && w.now.Sub(p.sent) >= session.PostBound })
 		w.mayPost(e.ID)
 		c := w.state.Calls[e.ID]
-		w.posts = append(w.posts, session.Answer{Call: c.ID, Custom: c.Custom, Content: c.Content, IsError: c.IsError})
+		w.posts = append(w.posts, pendingPost{session.Answer{Call: c.ID, Custom: c.Custom, Content: c.Content, IsError: c.IsError}, w.now})
+	case session.ReplaceSandbox:
+		if !w.adopted {
+			w.fail("a sandbox is replaced that does not run")
+		}
+		w.replacing, w.endedAt = e.Why, w.now
+	case session.ReloadCall:
+		w.reloads = append(w.reloads, e.ID)
+	case session.Warn:
 	case session.CheckSession: // the sessions of this world end with an event
 	case session.StopWork:
 		if w.stopWork != nil {
@@ -266,7 +303,7 @@ func (w *world) mayPost(id string) {
 		w.fail("%s is somebody else's and is posted", id)
 	case w.voided(u) || w.knownDone[id]:
 		w.fail("%s is posted after the machine knew that it is void or answered", id)
-	case slices.ContainsFunc(w.posts, func(a session.Answer) bool { return a.Call == id }):
+	case slices.ContainsFunc(w.posts, func(a pendingPost) bool { return a.Call == id }):
 		w.fail("%s is posted while it is being posted", id)
 	}
 }
@@ -319,7 +356,7 @@ func (w *world) String() string {
 		}
 		s += fmt.Sprintf("  %s %s thread %q permission %q verdict %q settled %q results %d at %s: %s\n", u.ID, u.Name, u.Thread, u.Permission, u.Verdict, u.Settled, u.Results, clock(u.ProcessedAt), state)
 	}
-	return s
+	return s + strings.Join(w.trace, "\n")
 }
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -168,6 +168,18 @@ func (s *Store) LoadSession(ctx context.Context, id string) (session.Record, []s
 	return r, calls, err
 }
 
+// LoadCall implements session.Records.
+func (s *Store) LoadCall(ctx context.Context, sessionID, id string) (session.Call, error) {
+	calls, err := s.calls(ctx, `input`, `content`, `WHERE session = ? AND id = ?`, sessionID, id)
+	if err == nil && len(calls) == 0 {
+		err = fault.New(fault.NotFound, "session %s has no call %q", sessionID, id)
+	}
+	if err != nil {
+		return session.Call{}, err
+	}
+	return calls[0], nil
+}
+
 // LiveSessions implements session.Records.
 func (s *Store) LiveSessions(ctx context.Context) ([]session.Record, error) {
 	return s.sessions(ctx, `WHERE phase <> ? ORDER BY created_at`, string(session.Over))

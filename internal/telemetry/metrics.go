@@ -27,6 +27,29 @@ type Gauge struct {
 	Read func() float64 // safe for concurrent use
 }
 
+// GaugeSet is a family of values that are read when somebody asks for the
+// metrics; the label tells them apart.
+type GaugeSet struct {
+	Name  string // without the prefix "berth_"
+	Help  string
+	Label string
+	Read  func() map[string]float64 // safe for concurrent use; a small, known set of keys
+}
+
+// Describe implements prometheus.Collector.
+func (g GaugeSet) Describe(ch chan<- *prometheus.Desc) { ch <- g.desc() }
+
+// Collect implements prometheus.Collector.
+func (g GaugeSet) Collect(ch chan<- prometheus.Metric) {
+	for value, v := range g.Read() {
+		ch <- prometheus.MustNewConstMetric(g.desc(), prometheus.GaugeValue, v, value)
+	}
+}
+
+func (g GaugeSet) desc() *prometheus.Desc {
+	return prometheus.NewDesc("berth_"+g.Name, g.Help, []string{g.Label}, nil)
+}
+
 // NewMetrics returns metrics with these gauges beside the counters.
 func NewMetrics(version string, gauges ...Gauge) *Metrics {
 	m := &Metrics{
@@ -52,6 +75,13 @@ func NewMetrics(version string, gauges ...Gauge) *Metrics {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "berth_" + g.Name, Help: g.Help}, g.Read))
 	}
 	return m
+}
+
+// Add adds families of gauges. Their names must be new.
+func (m *Metrics) Add(sets ...GaugeSet) {
+	for _, g := range sets {
+		m.registry.MustRegister(g)
+	}
 }
 
 // Observe counts one entry of the event log.

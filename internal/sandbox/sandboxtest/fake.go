@@ -37,6 +37,7 @@ type Fake struct {
 	delay      time.Duration
 	startError error
 	startGate  chan struct{} // closed means open
+	mute       string        // the instance that gives no sign of life
 }
 
 var _ sandbox.Backend = (*Fake)(nil)
@@ -102,6 +103,22 @@ func (f *Fake) Tool(s Script) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.script = s
+}
+
+// Mute makes the guest that runs in a sandbox now give no sign of life any more;
+// its calls go on.
+func (f *Fake) Mute(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if b := f.boxes[id]; b != nil {
+		f.mute = b.instance
+	}
+}
+
+func (f *Fake) silent(b *box) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mute == b.instance
 }
 
 // LoseSandbox ends a sandbox as the host's OOM killer would: its calls are lost

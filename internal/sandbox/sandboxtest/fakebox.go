@@ -95,7 +95,7 @@ func (b *box) Wait(ctx context.Context) (sandbox.Exit, error) {
 	}
 }
 
-func (b *box) Destroy(_ context.Context, how sandbox.Removal) error {
+func (b *box) Destroy(ctx context.Context, how sandbox.Removal) error {
 	f := b.fake
 	f.mu.Lock()
 	mine := f.boxes[b.ref.ID] == b
@@ -109,8 +109,17 @@ func (b *box) Destroy(_ context.Context, how sandbox.Removal) error {
 	if mine {
 		b.end(sandbox.Exit{Code: -1, Reason: "destroyed"})
 	}
-	b.work.Wait()
-	return nil
+	quiet := make(chan struct{})
+	go func() { // ends with the last script
+		defer close(quiet)
+		b.work.Wait()
+	}()
+	select {
+	case <-quiet:
+		return nil
+	case <-ctx.Done(): // a script heeds nothing
+		return fmt.Errorf("destroy sandbox %s: %w", b.ref.ID, context.Cause(ctx))
+	}
 }
 
 // conn is one connection to a box; it implements sandbox.Guest.
@@ -141,6 +150,14 @@ func (c *conn) alive() error {
 	default:
 		return nil
 	}
+}
+
+func (c *conn) Ping(ctx context.Context) error {
+	if c.box.fake.silent(c.box) {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	return c.alive()
 }
 
 func (c *conn) Call(ctx context.Context, tc tool.Call) (tool.Result, error) {

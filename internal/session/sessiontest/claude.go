@@ -40,8 +40,9 @@ const (
 	Arrives Fate = iota
 	Lost
 	Applied
-	Hangs   // until the caller gives up
-	Refused // with the error that the knob gives
+	Hangs     // until the caller gives up
+	Refused   // with the error that the knob gives
+	Forgotten // answered with yes, and nothing is done
 )
 
 // Request is what a knob decides about: the n-th of its kind, from 1.
@@ -215,6 +216,8 @@ func (c *Claude) do(ctx context.Context, kind, call string, apply func() error) 
 		return ctx.Err()
 	case fate == Refused:
 		return err
+	case fate == Forgotten:
+		return nil
 	}
 	if err := travel(ctx, way); err != nil {
 		return err

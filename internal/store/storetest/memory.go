@@ -125,6 +125,18 @@ func (m *Memory) LoadSession(_ context.Context, id string) (session.Record, []se
 	return clone(r), calls, nil
 }
 
+// LoadCall implements session.Records.
+func (m *Memory) LoadCall(_ context.Context, sessionID, id string) (session.Call, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.calls[sessionID] {
+		if c.ID == id {
+			return copyOf(c), nil
+		}
+	}
+	return session.Call{}, fault.New(fault.NotFound, "session %s has no call %q", sessionID, id)
+}
+
 // OpenWork implements session.Records.
 func (m *Memory) OpenWork(context.Context) ([]session.Work, error) {
 	m.mu.Lock()

@@ -1,0 +1,9 @@
+package session
+
+// Bounds that the model world keeps, too.
+const (
+	ReadBound  = readBound
+	PostBound  = postBound
+	StartBound = startBound
+	EndBound   = endBound
+)
