@@ -1,82 +1,23 @@
 package config
 
 import (
-	"errors"
-	"fmt"
-	"math"
-	"strconv"
-	"strings"
 	"time"
+
+	"github.com/berth-dev/berth/internal/sandbox"
 )
 
 // Bytes is a size in bytes, written as in 512MiB or 1.5GiB.
-type Bytes int64
-
-var byteUnits = []struct {
-	name string
-	size float64
-}{
-	// Longest names first: every name ends in B.
-	{"KiB", 1 << 10},
-	{"MiB", 1 << 20},
-	{"GiB", 1 << 30},
-	{"TiB", 1 << 40},
-	{"kB", 1e3},
-	{"MB", 1e6},
-	{"GB", 1e9},
-	{"TB", 1e12},
-	{"B", 1},
-}
+type Bytes = sandbox.Bytes
 
 // ParseBytes reads a number and one of the units B, kB, MB, GB, TB, KiB, MiB,
 // GiB, TiB. There is no default unit.
-func ParseBytes(text string) (Bytes, error) {
-	for _, u := range byteUnits {
-		number, ok := strings.CutSuffix(text, u.name)
-		if !ok {
-			continue
-		}
-		n, err := strconv.ParseFloat(strings.TrimSuffix(number, " "), 64)
-		if err != nil || n < 0 || n*u.size >= math.MaxInt64 || strings.ContainsAny(number, "xXpPnN_+") {
-			break
-		}
-		return Bytes(math.Round(n * u.size)), nil
-	}
-	return 0, fmt.Errorf("%q is not a size; write a number and a unit, such as 512MiB or 2GiB", text)
-}
+func ParseBytes(text string) (Bytes, error) { return sandbox.ParseBytes(text) }
 
-// String writes the largest binary unit that leaves a whole number.
-func (b Bytes) String() string {
-	for i, name := range []string{"TiB", "GiB", "MiB", "KiB"} {
-		size := Bytes(1) << (40 - 10*i)
-		if b != 0 && b%size == 0 {
-			return strconv.FormatInt(int64(b/size), 10) + name
-		}
-	}
-	return strconv.FormatInt(int64(b), 10) + "B"
-}
-
-// parseDuration reads what time.ParseDuration reads, as long as it is not
-// negative and has a unit.
+// parseDuration reads a number with a unit that is not negative.
 func parseDuration(text string) (time.Duration, error) {
-	d, err := time.ParseDuration(text)
-	if err == nil && text == "0" {
-		err = errors.New("no unit")
-	}
-	if err != nil || d < 0 {
-		return 0, fmt.Errorf("%q is not a duration; write a number and a unit, such as 15s, 5m or 1h30m", text)
-	}
-	return d, nil
+	d, err := sandbox.ParseSpan(text)
+	return time.Duration(d), err
 }
 
 // formatDuration writes a duration as a person would.
-func formatDuration(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
-}
+func formatDuration(d time.Duration) string { return sandbox.Span(d).String() }

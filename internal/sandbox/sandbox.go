@@ -112,6 +112,7 @@ type Limits struct {
 	CPUs        float64 `json:"cpus"`
 	Processes   int64   `json:"processes"`
 	OpenFiles   uint64  `json:"open_files"`
+	DiskBytes   int64   `json:"disk_bytes"` // of what the session writes
 }
 
 // Ref identifies a sandbox across processes.
@@ -231,6 +232,13 @@ type Info struct {
 // Doctor is an optional power of a Backend: it checks what this host lacks.
 type Doctor interface {
 	Check(ctx context.Context) []Info
+}
+
+// ImageChecker is an optional power of a Backend: it says, without looking for
+// the image, whether it could make a sandbox of one with this name. The error is
+// a fault that tells what it takes.
+type ImageChecker interface {
+	CheckImage(image string) error
 }
 
 // MarshalRef and UnmarshalRef are the stored form of a Ref.

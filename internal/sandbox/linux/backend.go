@@ -39,8 +39,9 @@ type Backend struct {
 }
 
 var (
-	_ sandbox.Backend = (*Backend)(nil)
-	_ sandbox.Doctor  = (*Backend)(nil)
+	_ sandbox.Backend      = (*Backend)(nil)
+	_ sandbox.Doctor       = (*Backend)(nil)
+	_ sandbox.ImageChecker = (*Backend)(nil)
 )
 
 // prepared is what all sandboxes share.

@@ -194,8 +194,8 @@ func check(s sandbox.Spec) error {
 	if err := checkID(s.ID); err != nil {
 		return err
 	}
-	if s.Image != ImageHost && s.Image != "" {
-		return fault.New(fault.Invalid, "unknown image %q", s.Image).WithField("image").WithNext("use %q", ImageHost)
+	if err := checkImage(s.Image); err != nil {
+		return err
 	}
 	if err := checkShares(s.Shares); err != nil {
 		return err
@@ -206,6 +206,16 @@ func check(s sandbox.Spec) error {
 	}
 	if size > maxEnv {
 		return fault.New(fault.TooLarge, "the environment has %d bytes, more than %d", size, maxEnv).WithField("env")
+	}
+	return nil
+}
+
+// CheckImage implements sandbox.ImageChecker.
+func (b *Backend) CheckImage(image string) error { return checkImage(image) }
+
+func checkImage(image string) error {
+	if image != ImageHost && image != "" {
+		return fault.New(fault.Invalid, "unknown image %q", image).WithField("image").WithNext("use %q", ImageHost)
 	}
 	return nil
 }
