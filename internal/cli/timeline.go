@@ -73,6 +73,7 @@ func (t *timeline) show(e event.Event) {
 	var d struct {
 		Call, Name, Why, Text, How, Work, Skill, Sandbox string
 		MS                                               int64
+		Changed                                          []string
 	}
 	_ = json.Unmarshal(e.Data, &d) // what is missing is not shown
 	why := plain(d.Why, 160)
@@ -95,6 +96,12 @@ func (t *timeline) show(e event.Event) {
 		say(red, "sandbox", "ended by itself: "+why)
 	case event.SandboxRemoved:
 		say(cyan, "sandbox", "removed: "+why)
+	case event.SetupDone:
+		say(cyan, "sandbox", "set up in "+itoa(d.MS)+" ms")
+	case event.SetupFailed:
+		say(red, "sandbox", "set-up failed: "+why)
+	case event.AgentChanged:
+		say(cyan, "berth", "settings of the agent changed ("+plain(strings.Join(d.Changed, ", "), 160)+"); they hold for the next sandbox")
 	case event.SkillInstalled:
 		say(cyan, "skill", d.Name)
 	case event.SkillFailed:

@@ -72,10 +72,10 @@ func newActor(k *Keeper, id string, rec Record, calls []Call) *actor {
 			ReleaseAfter: k.cfg.ReleaseAfter,
 			ReadEvery:    k.cfg.ReadEvery,
 			SandboxTries: 2,
-			CallLimit: func(name string, input json.RawMessage) time.Duration {
-				return callLimit(name, input, k.cfg.ToolTimeout)
-			},
 		}),
+	}
+	a.state.Rules.CallLimit = func(name string, input json.RawMessage) time.Duration {
+		return callLimit(name, input, time.Duration(a.profile().ToolTimeout))
 	}
 	if a.record.Phase == Active {
 		a.record.Phase = Parked // an earlier process was at work; this one is not yet
@@ -110,8 +110,9 @@ func (a *actor) main(ctx context.Context) {
 // idle waits between two runs for whatever comes first.
 func (a *actor) idle(ctx context.Context) {
 	var cold <-chan time.Time
+	stay, why := a.staysFor()
 	if a.sandbox != nil {
-		warm := time.NewTimer(a.keeper.cfg.WarmFor)
+		warm := time.NewTimer(stay)
 		defer warm.Stop()
 		cold = warm.C
 	}
@@ -125,7 +126,7 @@ func (a *actor) idle(ctx context.Context) {
 	case <-a.crew.changed:
 	case <-ctx.Done():
 	case <-cold:
-		a.remove(ctx, sandbox.KeepFiles, "idle")
+		a.remove(ctx, sandbox.KeepFiles, why)
 	}
 }
 

@@ -34,12 +34,12 @@ func (a *actor) startCall(ctx context.Context, id string, recall bool) {
 	if lease.Err() != nil {
 		return
 	}
-	c, sb := a.state.Calls[id], a.sandbox
+	c, sb, timeout := a.state.Calls[id], a.sandbox, time.Duration(a.profile().ToolTimeout)
 	ask := request{
-		call:     tool.Call{ID: c.ID, Name: c.Name, Input: c.Input, Shell: c.Thread, Timeout: a.keeper.cfg.ToolTimeout},
+		call:     tool.Call{ID: c.ID, Name: c.Name, Input: c.Input, Shell: c.Thread, Timeout: timeout},
 		instance: c.Instance, recall: recall, mayRun: !c.cancelled,
 	}
-	bound := callLimit(c.Name, c.Input, a.keeper.cfg.ToolTimeout) + callGrace
+	bound := callLimit(c.Name, c.Input, timeout) + callGrace
 	runCtx, cancel := context.WithCancel(ctx)
 	stopped := make(chan struct{})
 	r := &callRun{stop: sync.OnceFunc(func() { close(stopped) })}

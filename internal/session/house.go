@@ -25,20 +25,21 @@ const (
 // movePlan is what startSandbox needs to know, taken on the actor's goroutine.
 type movePlan struct {
 	ref       *sandbox.Ref // of a sandbox that may still run
-	known     bool         // it is on record, so its skills were installed
+	known     bool         // it is on record, so it was set up and its skills were installed
 	adoptOnly bool         // attach, or leave it
 	platform  Platform     // nil when a person asked between two work items
 	skills    []Skill
 	informed  bool // skills are known
+	agent     agentRef
+	outfit    *outfit // what a new sandbox was made with
 }
 
 func (a *actor) planMove() movePlan {
-	plan := movePlan{ref: a.record.Sandbox, known: a.record.Sandbox != nil}
+	plan := movePlan{ref: a.record.Sandbox, known: a.record.Sandbox != nil, agent: agentRef{a.record.Agent, a.record.AgentName}}
 	if a.claim != nil {
 		plan.platform, plan.skills, plan.informed = a.claim.platform, a.info.Skills, a.informed
-	} else if plan.adoptOnly = a.adoptOnly; plan.ref == nil && plan.adoptOnly {
-		// An earlier process died before it could note what it had made.
-		plan.ref = &sandbox.Ref{ID: sandbox.ID(a.id), Backend: a.keeper.backend.Name(), Session: a.id}
+	} else {
+		plan.adoptOnly = a.adoptOnly
 	}
 	a.adoptOnly = false
 	return plan
@@ -47,13 +48,16 @@ func (a *actor) planMove() movePlan {
 // startSandbox runs beside the actor and reports SandboxUp or SandboxDown. It
 // ends early with runCtx, whose end means that nobody waits for it any more.
 func (a *actor) startSandbox(ctx, runCtx context.Context, plan movePlan) {
-	sb, instance, adopted, err := a.bringUp(runCtx, plan)
+	sb, instance, adopted, err := a.bringUp(runCtx, &plan)
 	if err == nil {
 		skilled := plan.platform != nil
 		if adopted {
 			skilled = plan.known
 		}
-		a.tell(ctx, message{apply: func() { a.settleIn(ctx, sb, instance, adopted, skilled) }})
+		a.tell(ctx, message{apply: func() {
+			a.wear(plan.outfit)
+			a.settleIn(ctx, sb, instance, adopted, skilled)
+		}})
 		return
 	}
 	why := "the run ended while the sandbox was starting"
@@ -67,7 +71,7 @@ func (a *actor) startSandbox(ctx, runCtx context.Context, plan movePlan) {
 		why = "the sandbox could not be started: " + fault.Public(err).Error()
 	}
 	gaveUp := runCtx.Err() == nil && !plan.adoptOnly
-	a.tell(ctx, message{in: SandboxDown{Starting: true, Why: why}, apply: func() {
+	a.tell(ctx, message{in: SandboxDown{Starting: true, Final: errors.Is(err, errSetup), Why: why}, apply: func() {
 		if gaveUp {
 			a.answerOpens(nil, err) // else they ask again: see main
 		}
@@ -80,7 +84,7 @@ func (a *actor) startSandbox(ctx, runCtx context.Context, plan movePlan) {
 // bringUp attaches to the sandbox on record or makes a new one, and installs the
 // skills into a new one before anything can run in it. When it ends because ctx
 // did, what it found or made is left as it is, for whoever comes next.
-func (a *actor) bringUp(runCtx context.Context, plan movePlan) (sb sandbox.Sandbox, instance string, adopted bool, err error) {
+func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sandbox, instance string, adopted bool, err error) {
 	ctx, cancel := context.WithTimeout(runCtx, startWithin)
 	defer cancel()
 	if plan.ref != nil {
@@ -95,10 +99,20 @@ func (a *actor) bringUp(runCtx context.Context, plan movePlan) (sb sandbox.Sandb
 			a.log.Warn("a running sandbox could not be adopted; it is replaced", "err", err)
 		}
 	}
+	if err = a.discard(ctx); err != nil {
+		return nil, "", false, err
+	}
+	if plan.adoptOnly {
+		return nil, "", false, sandbox.ErrGone
+	}
+	fit, err := a.dress(ctx, plan)
+	if err != nil {
+		return nil, "", false, err
+	}
 	began := a.keeper.now()
 	a.note(ctx, event.SandboxStarting, nil)
 	sb, err = a.keeper.backend.Create(ctx, sandbox.Spec{
-		ID: sandbox.ID(a.id), Session: a.id, Image: a.keeper.cfg.Image, Limits: a.keeper.cfg.Limits,
+		ID: sandbox.ID(a.id), Session: a.id, Image: fit.profile.Image, Env: fit.profile.Env, Limits: fit.profile.Limits(),
 	})
 	if err != nil {
 		return nil, "", false, err
@@ -112,7 +126,13 @@ func (a *actor) bringUp(runCtx context.Context, plan movePlan) (sb sandbox.Sandb
 		return nil, "", false, err
 	}
 	if plan.platform != nil {
-		a.installSkills(runCtx, plan, g)
+		a.installSkills(runCtx, *plan, g)
+	}
+	if err = a.setUp(runCtx, g, &fit.profile); err != nil {
+		if runCtx.Err() == nil {
+			err = errors.Join(err, destroy(runCtx, sb, sandbox.KeepFiles))
+		}
+		return nil, "", false, err
 	}
 	a.log.Info("sandbox ready", "sandbox", sb.Ref().ID, "dur", a.keeper.now().Sub(began))
 	return sb, g.Instance(), false, nil
@@ -231,6 +251,7 @@ func (a *actor) remove(ctx context.Context, how sandbox.Removal, why string) {
 func (a *actor) forgetSandbox(ctx context.Context, typ event.Type, why string) {
 	now := a.keeper.now()
 	a.sandbox, a.record.Sandbox, a.record.SandboxSince = nil, nil, time.Time{}
+	a.record.Profile, a.record.Revision = nil, 0
 	a.state.Sandbox, a.state.Instance = SandboxNone, ""
 	if a.claim == nil && a.record.Phase != Over {
 		a.record.Phase = Parked

@@ -30,9 +30,11 @@ type (
 	// SandboxUp: the sandbox is ready and its guest answers as Instance; or it is
 	// found to answer as another one than before.
 	SandboxUp struct{ Instance string }
-	// SandboxDown: it could not be started (Starting), or it is gone.
+	// SandboxDown: it could not be started (Starting), and trying again would not
+	// help (Final); or it is gone.
 	SandboxDown struct {
 		Starting bool
+		Final    bool
 		Why      string // for the model and for people
 	}
 	// SandboxWanted: a person asks for the sandbox.

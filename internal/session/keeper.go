@@ -24,6 +24,14 @@ type Config struct {
 	ReadEvery    time.Duration // longest time without reading a busy session's history
 	Image        string
 	Limits       sandbox.Limits
+	Lifetime     time.Duration // longest life of one sandbox; zero: no limit
+	SetupTimeout time.Duration // longest run of a set-up command; zero: five minutes
+	// Agents are the settings of single agents that the configuration has; they
+	// may name an image, limits and times of their own, which win over the above.
+	Agents []AgentFile
+	// Secret reports whether a text holds a credential of this server, none of
+	// which may be in a setting. It may be nil.
+	Secret func(text string) bool
 }
 
 // Keeper runs all sessions of this process: one actor each. Safe for concurrent

@@ -165,7 +165,7 @@ func (st *step) sandboxDown(in SandboxDown) {
 			return // nobody waits for it any more; calls are the next run's
 		}
 		st.sandboxTries++
-		if st.sandboxTries < st.Rules.SandboxTries {
+		if st.sandboxTries < st.Rules.SandboxTries && !in.Final {
 			return // dispatch asks again
 		}
 		st.sandboxTries = 0

@@ -39,6 +39,10 @@ type Record struct {
 	UpdatedAt    time.Time
 	EndedAt      time.Time
 	EndReason    string
+	// Profile is what the sandbox was made with, and Revision that of its agent's
+	// settings; nil when none runs.
+	Profile  *Profile
+	Revision int64
 }
 
 // WorkState is where a work item stands here.
@@ -72,11 +76,12 @@ type Work struct {
 // Nil and empty members are left alone.
 type Change struct {
 	At         time.Time
-	Session    *Record // replaces the row
-	NewSession *Record // is added unless the session is known
-	Work       *Work   // replaces the row; a nil Secret erases the stored one
-	Calls      []*Call // replace rows; nil Input and Content keep what is stored
-	CallsOf    string  // the session that Calls belong to
+	Session    *Record        // replaces the row
+	NewSession *Record        // is added unless the session is known
+	Work       *Work          // replaces the row; a nil Secret erases the stored one
+	Calls      []*Call        // replace rows; nil Input and Content keep what is stored
+	CallsOf    string         // the session that Calls belong to
+	Agent      *AgentSettings // replaces the row with the revision before; else ErrStale
 	Events     []event.Event
 }
 
@@ -93,7 +98,11 @@ type Records interface {
 	OpenWork(ctx context.Context) ([]Work, error)
 	// LiveSessions returns the sessions that are not over.
 	LiveSessions(ctx context.Context) ([]Record, error)
-	// Commit stores a change.
+	// AgentSettings returns what was set for an agent; with revision 0 when
+	// nothing ever was.
+	AgentSettings(ctx context.Context, agent string) (AgentSettings, error)
+	// Commit stores a change. ErrStale, and nothing is stored, when c.Agent does
+	// not follow the revision on record.
 	Commit(ctx context.Context, c Change) error
 }
 

@@ -75,7 +75,7 @@ func (a *actor) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for a.ending == nil && ctx.Err() == nil {
-		if at := a.state.wakeAt(); !at.IsZero() {
+		if at := earlier(a.state.wakeAt(), a.outlivesAt()); !at.IsZero() {
 			timer.Reset(max(at.Sub(a.keeper.now()), 0))
 		} else {
 			timer.Stop()
@@ -93,6 +93,7 @@ func (a *actor) loop(ctx context.Context) {
 		case <-timer.C:
 			a.step(ctx, Tick{})
 		}
+		a.replaceOld(ctx)
 	}
 }
 

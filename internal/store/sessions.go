@@ -40,6 +40,11 @@ func (s *Store) Commit(ctx context.Context, c session.Change) error {
 				return fmt.Errorf("store call %s: %w", call.ID, err)
 			}
 		}
+		if c.Agent != nil {
+			if err := putAgent(ctx, tx, c.Agent); err != nil {
+				return fmt.Errorf("store settings of %s: %w", c.Agent.Agent, err)
+			}
+		}
 		for i := range c.Events {
 			if err := addEvent(ctx, tx, &c.Events[i]); err != nil {
 				return fmt.Errorf("store event %s: %w", c.Events[i].Type, err)
@@ -62,19 +67,27 @@ func putSession(ctx context.Context, tx *sql.Tx, r *session.Record, replace bool
 	if r.Sandbox != nil {
 		ref = sandbox.MarshalRef(*r.Sandbox)
 	}
+	var profile []byte
+	if r.Profile != nil {
+		if profile, err = json.Marshal(r.Profile); err != nil {
+			return err
+		}
+	}
 	onConflict := `ON CONFLICT (id) DO NOTHING`
 	if replace {
 		onConflict = `ON CONFLICT (id) DO UPDATE SET environment = excluded.environment, agent = excluded.agent,
 			agent_name = excluded.agent_name, agent_version = excluded.agent_version, model = excluded.model, title = excluded.title,
 			phase = excluded.phase, memo = excluded.memo, waiting = excluded.waiting, backend = excluded.backend,
 			sandbox = excluded.sandbox, sandbox_since = excluded.sandbox_since, updated_at = excluded.updated_at,
-			ended_at = excluded.ended_at, end_reason = excluded.end_reason`
+			ended_at = excluded.ended_at, end_reason = excluded.end_reason,
+			profile = excluded.profile, revision = excluded.revision`
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO sessions (id, environment, agent, agent_name, agent_version, model, title, phase, memo,
-			waiting, backend, sandbox, sandbox_since, created_at, updated_at, ended_at, end_reason)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) `+onConflict,
+			waiting, backend, sandbox, sandbox_since, created_at, updated_at, ended_at, end_reason, profile, revision)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) `+onConflict,
 		r.ID, r.Environment, r.Agent, r.AgentName, r.AgentVersion, r.Model, r.Title, string(r.Phase), string(memo),
-		string(waiting), r.Backend, ref, nanos(r.SandboxSince), nanos(r.CreatedAt), nanos(r.UpdatedAt), nanos(r.EndedAt), r.EndReason)
+		string(waiting), r.Backend, ref, nanos(r.SandboxSince), nanos(r.CreatedAt), nanos(r.UpdatedAt), nanos(r.EndedAt), r.EndReason,
+		string(profile), r.Revision)
 	return err
 }
 
@@ -117,16 +130,16 @@ func addEvent(ctx context.Context, tx *sql.Tx, e *event.Event) error {
 }
 
 const sessionColumns = `id, environment, agent, agent_name, agent_version, model, title, phase, memo, waiting, backend, sandbox,
-	sandbox_since, created_at, updated_at, ended_at, end_reason`
+	sandbox_since, created_at, updated_at, ended_at, end_reason, profile, revision`
 
 type scanner interface{ Scan(dest ...any) error }
 
 func scanSession(row scanner) (session.Record, error) {
 	var r session.Record
-	var phase, memo, waiting, ref string
+	var phase, memo, waiting, ref, profile string
 	var since, created, updated, ended int64
 	err := row.Scan(&r.ID, &r.Environment, &r.Agent, &r.AgentName, &r.AgentVersion, &r.Model, &r.Title, &phase, &memo, &waiting,
-		&r.Backend, &ref, &since, &created, &updated, &ended, &r.EndReason)
+		&r.Backend, &ref, &since, &created, &updated, &ended, &r.EndReason, &profile, &r.Revision)
 	if err != nil {
 		return r, err
 	}
@@ -144,6 +157,11 @@ func scanSession(row scanner) (session.Record, error) {
 			return r, fmt.Errorf("session %s: sandbox: %w", r.ID, err)
 		}
 		r.Sandbox = &parsed
+	}
+	if profile != "" {
+		if err := json.Unmarshal([]byte(profile), &r.Profile); err != nil {
+			return r, fmt.Errorf("session %s: profile: %w", r.ID, err)
+		}
 	}
 	return r, nil
 }

@@ -34,6 +34,8 @@ type Fake struct {
 	creates    []sandbox.Spec
 	records    []Record
 	script     Script
+	command    func(context.Context, sandbox.Exec) sandbox.ExecResult
+	execs      []sandbox.Exec
 	delay      time.Duration
 	startError error
 	startGate  chan struct{} // closed means open
@@ -119,6 +121,21 @@ func (f *Fake) silent(b *box) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.mute == b.instance
+}
+
+// Command sets what answers Exec; nil means a guest that knows echo alone. It
+// has to return soon after ctx ended.
+func (f *Fake) Command(answer func(context.Context, sandbox.Exec) sandbox.ExecResult) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.command = answer
+}
+
+// Execs returns every command that was run outside the ledger, in order.
+func (f *Fake) Execs() []sandbox.Exec {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.execs)
 }
 
 // LoseSandbox ends a sandbox as the host's OOM killer would: its calls are lost

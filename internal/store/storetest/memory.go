@@ -29,7 +29,9 @@ type Memory struct {
 	sessions map[string]session.Record
 	calls    map[string]map[string]session.Call
 	work     map[string]session.Work
+	agents   map[string]session.AgentSettings
 	events   []event.Event
+	unread   error // of AgentSettings
 }
 
 // Refuse makes every Commit fail and store nothing; nil ends it.
@@ -37,6 +39,26 @@ func (m *Memory) Refuse(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.refuse = err
+}
+
+// RefuseSettings makes AgentSettings fail; nil ends it.
+func (m *Memory) RefuseSettings(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.unread = err
+}
+
+// AgentSettings implements session.Records.
+func (m *Memory) AgentSettings(_ context.Context, agent string) (session.AgentSettings, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.unread != nil {
+		return session.AgentSettings{}, m.unread
+	}
+	if s, ok := m.agents[agent]; ok {
+		return clone(s), nil
+	}
+	return session.AgentSettings{Agent: agent}, nil
 }
 
 // Commit implements session.Records.
@@ -51,6 +73,13 @@ func (m *Memory) Commit(ctx context.Context, c session.Change) error {
 	}
 	if m.sessions == nil {
 		m.sessions, m.calls, m.work = map[string]session.Record{}, map[string]map[string]session.Call{}, map[string]session.Work{}
+		m.agents = map[string]session.AgentSettings{}
+	}
+	if a := c.Agent; a != nil {
+		if m.agents[a.Agent].Revision != a.Revision-1 {
+			return session.ErrStale
+		}
+		m.agents[a.Agent] = clone(*a)
 	}
 	if r := c.NewSession; r != nil {
 		if _, known := m.sessions[r.ID]; !known {

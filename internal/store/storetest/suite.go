@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -35,6 +36,7 @@ func Run(t *testing.T, open func(t *testing.T) session.Records) {
 		"changes may be made at the same time":    concurrent,
 		"what is on record is nobody's":           notShared,
 		"an event of the platform may come again": sameEvent,
+		"settings follow one another":             agentSettings,
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) { test(t, open(t)) })
 	}
@@ -78,6 +80,11 @@ func Record(id string) session.Record {
 		Waiting: session.Waiting{For: session.ForPerson, Since: at, Detail: "1 call held for confirmation"},
 		Backend: "linux", Sandbox: &sandbox.Ref{ID: sandbox.ID(id), Backend: "linux", Session: id}, SandboxSince: at,
 		CreatedAt: at, UpdatedAt: at.Add(time.Minute), EndedAt: at.Add(time.Hour), EndReason: "because",
+		Profile: &session.Profile{
+			Image: "host", CPUs: 1.5, Memory: 3 << 29, Disk: 5, Processes: 7, OpenFiles: 9, Warm: sandbox.Span(90 * time.Second),
+			Lifetime: sandbox.Span(time.Hour), ToolTimeout: 1, Setup: "make", SetupTimeout: sandbox.Span(time.Millisecond), Env: map[string]string{"A": ""},
+		},
+		Revision: 3,
 	}
 }
 
@@ -275,4 +282,37 @@ func sameEvent(t *testing.T, r session.Records) {
 	for range 3 {
 		commit(t, r, session.Change{Session: &rec, Events: []event.Event{ev, ev}})
 	}
+}
+
+func agentSettings(t *testing.T, r session.Records) {
+	read := func(want session.AgentSettings) {
+		t.Helper()
+		got, err := r.AgentSettings(t.Context(), want.Agent)
+		if err != nil || diff(want, got) != "" {
+			t.Errorf("AgentSettings: %v (-want +got):\n%s", err, diff(want, got))
+		}
+	}
+	read(session.AgentSettings{Agent: "agent_1"})
+	cpus, memory, setup := 1.5, sandbox.Bytes(1<<30), ""
+	first := session.AgentSettings{
+		Agent: "agent_1", Revision: 1, ChangedAt: at,
+		Settings: session.Settings{CPUs: &cpus, Memory: &memory, Setup: &setup, Env: map[string]string{"A": "", "B": "ü\n"}},
+	}
+	commit(t, r, session.Change{Agent: &first})
+	read(first)
+	rec := Record("sesn_1")
+	second := session.AgentSettings{Agent: "agent_1", Revision: 2, ChangedAt: at.Add(time.Hour)}
+	for _, stale := range []int64{0, 1, 3} {
+		next := second
+		next.Revision = stale
+		err := r.Commit(t.Context(), session.Change{At: at, Agent: &next, NewSession: &rec})
+		if !errors.Is(err, session.ErrStale) {
+			t.Errorf("Commit of revision %d after 1 = %v, want ErrStale", stale, err)
+		}
+	}
+	unknownSession(t, r) // nothing of such a change is stored
+	read(first)
+	commit(t, r, session.Change{Agent: &second})
+	read(second)
+	read(session.AgentSettings{Agent: "agent_2"})
 }
