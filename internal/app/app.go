@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -91,7 +92,7 @@ func (a *App) open(ctx context.Context, o Options) (err error) {
 			return err
 		}
 	}
-	a.keeper = session.NewKeeper(keeperConfig(o.Config), a.backend, a.store, seal, a.bus, o.Log)
+	a.keeper = session.NewKeeper(keeperConfig(o.Config, a.Token), a.backend, a.store, seal, a.bus, o.Log)
 	if err := a.openQueues(); err != nil {
 		return err
 	}
@@ -134,7 +135,7 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 		WithNext("set BERTH_LISTEN to an address of this host, for example 127.0.0.1:7070")
 }
 
-func keeperConfig(c config.Config) session.Config {
+func keeperConfig(c config.Config, token string) session.Config {
 	return session.Config{
 		Capacity:     c.Sessions.Capacity,
 		ReleaseAfter: c.Sessions.ReleaseAfter,
@@ -143,6 +144,10 @@ func keeperConfig(c config.Config) session.Config {
 		ReadEvery:    c.Sessions.ReadEvery,
 		Image:        c.Sandbox.Image,
 		Limits:       c.Sandbox.Limits.Sandbox(),
+		Lifetime:     c.Sandbox.Lifetime,
+		SetupTimeout: c.Sandbox.SetupTimeout,
+		Agents:       c.AgentFiles(),
+		Secret:       func(text string) bool { return strings.Contains(text, token) || c.Secret(text) },
 	}
 }
 

@@ -20,7 +20,7 @@ type Config struct {
 	Listen  string `yaml:"listen" env:"BERTH_LISTEN" default:"127.0.0.1:7070" doc:"Address of the API and of /webhooks, as host:port. An address that other hosts can reach needs access.token."`
 	DataDir string `yaml:"data_dir" env:"BERTH_DATA_DIR" computed:"/var/lib/berth for root, else $XDG_STATE_HOME/berth or ~/.local/state/berth" doc:"Folder of everything that Berth keeps. One server at a time may use it."`
 	BaseURL string `yaml:"base_url" env:"ANTHROPIC_BASE_URL" default:"https://api.anthropic.com" doc:"Where the Claude platform is, for all environments that do not say otherwise."`
-	APIKey  Secret `yaml:"api_key" env:"ANTHROPIC_API_KEY" doc:"API key of the workspace. Only doctor and the commands that create agents and sessions use it; serving sessions needs none."`
+	APIKey  Secret `yaml:"api_key" env:"ANTHROPIC_API_KEY" doc:"API key of the workspace. Doctor, the commands that create agents and sessions, and the list of agents use it; serving sessions needs none."`
 
 	Log          Log           `yaml:"log" doc:"What the server says on standard error."`
 	Access       Access        `yaml:"access" doc:"Who may use the API."`
@@ -28,6 +28,7 @@ type Config struct {
 	Webhooks     Webhooks      `yaml:"webhooks" doc:"Webhooks only make Berth faster: it polls in any case."`
 	Sessions     Sessions      `yaml:"sessions" doc:"How sessions are served."`
 	Sandbox      Sandbox       `yaml:"sandbox" doc:"The place where a session's tools run."`
+	Agents       []Agent       `yaml:"agents" doc:"Settings of single agents' sandboxes, where they differ from the above. What is set with berth agents set wins over them."`
 	Client       Client        `yaml:"client" doc:"For commands that talk to a running server."`
 
 	// File is the YAML file that was read, "" when there was none.
@@ -72,10 +73,12 @@ type Sessions struct {
 
 // Sandbox configures what sandboxes are and may use.
 type Sandbox struct {
-	Backend string        `yaml:"backend" env:"BERTH_DEFAULT_BACKEND" default:"linux" oneof:"linux,isolate" doc:"linux: a full Linux behind gVisor. isolate is not available yet."`
-	Image   string        `yaml:"image" default:"host" doc:"What is installed in a sandbox. host: a read-only view of this host's own programs, nothing to download."`
-	Warm    time.Duration `yaml:"warm" default:"5m" min:"0s" max:"24h" doc:"How long a sandbox's processes stay after its work item was released. Its files stay in any case."`
-	Limits  Limits        `yaml:"limits" doc:"What one sandbox may use. Ceilings, not reservations."`
+	Backend      string        `yaml:"backend" env:"BERTH_DEFAULT_BACKEND" default:"linux" oneof:"linux,isolate" doc:"linux: a full Linux behind gVisor. isolate is not available yet."`
+	Image        string        `yaml:"image" default:"host" doc:"What is installed in a sandbox. host: a read-only view of this host's own programs, nothing to download."`
+	Warm         time.Duration `yaml:"warm" default:"5m" min:"0s" max:"24h" doc:"How long a sandbox's processes stay after its work item was released. Its files stay in any case."`
+	Lifetime     time.Duration `yaml:"lifetime" default:"0s" min:"0s" max:"720h" doc:"Longest life of one sandbox from its start. After that it is replaced as soon as no call runs in it; its files stay. 0s: no limit, else at least 1m."`
+	SetupTimeout time.Duration `yaml:"setup_timeout" default:"5m" min:"1s" max:"1h" doc:"Longest run of an agent's set-up command."`
+	Limits       Limits        `yaml:"limits" doc:"What one sandbox may use. Ceilings, not reservations."`
 }
 
 // Limits bound one sandbox.

@@ -47,7 +47,7 @@ const docsTail = `## Example
 // reference returns a Config with its fixed defaults and one of each list, for
 // the documentation to walk.
 func reference() *Config {
-	c := &Config{Environments: []Environment{{}}}
+	c := &Config{Environments: []Environment{{}}, Agents: []Agent{{}}}
 	c.applyDefaults()
 	return c
 }
@@ -149,6 +149,20 @@ var samples = map[string]string{
 	"webhooks.public_url":               "https://berth.example.com",
 	"webhooks.signing_keys":             "[{env: WEBHOOK_KEY_1}, {env: WEBHOOK_KEY_2}]",
 	"sessions.capacity":                 "16",
+	"agents.id":                         "agent_0123456789",
+	"agents.name":                       `""`,
+	"agents.sandbox.image":              "host",
+	"agents.sandbox.cpus":               "4",
+	"agents.sandbox.memory":             "8GiB",
+	"agents.sandbox.disk":               "20GiB",
+	"agents.sandbox.processes":          "1024",
+	"agents.sandbox.open_files":         "8192",
+	"agents.sandbox.warm":               "30m",
+	"agents.sandbox.lifetime":           "24h",
+	"agents.sandbox.tool_timeout":       "10m",
+	"agents.sandbox.setup":              "make deps",
+	"agents.sandbox.setup_timeout":      "10m",
+	"agents.sandbox.env":                "{TZ: Europe/Berlin}",
 	"client.server":                     "http://127.0.0.1:7070",
 }
 

@@ -41,7 +41,18 @@ func (f field) section() bool {
 }
 
 // listed reports whether the field is a list of sections.
-func (f field) listed() bool { return f.value.Type() == reflect.TypeFor[[]Environment]() }
+func (f field) listed() bool {
+	t := f.value.Type()
+	return t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct && t.Elem() != reflect.TypeFor[Secret]()
+}
+
+// plain is the type of the value itself, where nil means that it is left open.
+func (f field) plain() reflect.Type {
+	if t := f.value.Type(); t.Kind() == reflect.Pointer {
+		return t.Elem()
+	}
+	return f.value.Type()
+}
 
 // fields returns the settings and sections of a struct in their order.
 func fields(v reflect.Value, prefix string) []field {
@@ -79,12 +90,17 @@ func walk(v reflect.Value, prefix string, visit func(field)) {
 
 // setText gives a setting the value that text stands for.
 func (f field) setText(text string) error {
-	parsed, err := parse(f.value.Type(), text)
+	parsed, err := parse(f.plain(), text)
 	if err != nil {
 		return err
 	}
 	if allowed := f.oneof(); allowed != nil && !slices.Contains(allowed, text) {
 		return fmt.Errorf("%q is not one of %s", text, strings.Join(allowed, ", "))
+	}
+	if f.value.Kind() == reflect.Pointer {
+		f.value.Set(reflect.New(f.plain()))
+		f.value.Elem().Set(parsed)
+		return nil
 	}
 	f.value.Set(parsed)
 	return nil
@@ -119,8 +135,13 @@ func parse(t reflect.Type, text string) (reflect.Value, error) {
 	return reflect.ValueOf(v), err
 }
 
-// outside says how a value breaks its bounds, "" when it does not.
+// outside says how a value breaks its bounds, "" when it does not. Settings of
+// agents have theirs in package session, which checks them wherever they come
+// from; here the tags are for the documentation.
 func (f field) outside() string {
+	if f.value.Kind() == reflect.Pointer {
+		return ""
+	}
 	for _, bound := range []struct {
 		tag, word string
 		wrong     int
@@ -162,7 +183,9 @@ func (f field) kind() string {
 	if allowed := f.oneof(); allowed != nil {
 		return strings.Join(allowed, ", ")
 	}
-	switch f.value.Type() {
+	switch f.plain() {
+	case reflect.TypeFor[map[string]string]():
+		return "names and texts"
 	case reflect.TypeFor[time.Duration]():
 		return "duration"
 	case reflect.TypeFor[Bytes]():

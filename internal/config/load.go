@@ -123,12 +123,12 @@ func (c *Config) applyEnv(src Source) Problems {
 	return append(problems, c.environmentFromEnv(src)...)
 }
 
-// leaves returns the settings outside the environments, whose variables have
-// rules of their own.
+// leaves returns the settings outside the lists: the variables of environments
+// have rules of their own, and agents have none.
 func leaves(v reflect.Value) []field {
 	var out []field
 	walk(v, "", func(f field) {
-		if !strings.HasPrefix(f.path, "environments[") {
+		if !strings.Contains(f.path, "[") {
 			out = append(out, f)
 		}
 	})

@@ -46,7 +46,7 @@ func TestDefaults(t *testing.T) {
 		Log:      Log{Level: "info", Format: "text"},
 		Sessions: Sessions{Capacity: 16, ReleaseAfter: 15 * time.Second, ToolTimeout: 2 * time.Minute, ReadEvery: time.Minute, SweepEvery: 5 * time.Minute},
 		Sandbox: Sandbox{
-			Backend: "linux", Image: "host", Warm: 5 * time.Minute,
+			Backend: "linux", Image: "host", Warm: 5 * time.Minute, SetupTimeout: 5 * time.Minute,
 			Limits: Limits{Memory: 2 << 30, CPUs: 2, Processes: 512, OpenFiles: 8192},
 		},
 		Client: Client{Server: "http://127.0.0.1:7070"},

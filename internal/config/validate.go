@@ -1,14 +1,17 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/session"
 )
 
 // minToken is the least length of a token that opens the API.
@@ -26,6 +29,7 @@ func (c Config) Validate() error {
 	})
 	v.listen(c)
 	v.environments(c)
+	v.agents(c)
 	v.url("base_url", c.BaseURL)
 	v.url("client.server", c.Client.Server)
 	if c.Webhooks.PublicURL != "" {
@@ -118,6 +122,38 @@ func (v *validator) environments(c Config) {
 		}
 		if e.BaseURL != c.BaseURL {
 			v.url(path+".base_url", e.BaseURL)
+		}
+	}
+}
+
+func (v *validator) agents(c Config) {
+	if l := c.Sandbox.Lifetime; l > 0 && l < time.Minute {
+		v.add(invalid("sandbox.lifetime", "%s is less than the least that is allowed, 1m", formatDuration(l)).WithNext("use 0s for no limit"))
+	}
+	first := map[string]int{}
+	for i := range c.Agents {
+		a := &c.Agents[i]
+		path, name := fmt.Sprintf("agents[%d]", i), "name "+a.Name
+		if a.ID != "" {
+			name = "id " + a.ID
+		}
+		switch j, seen := first[name]; {
+		case (a.ID == "") == (a.Name == ""):
+			v.add(invalid(path, "an agent is given by its id or by its name").WithNext("set either %s.id or %s.name", path, path))
+		case seen:
+			v.add(invalid(path, "the agent with the %s is configured already in agents[%d]", name, j).WithNext("remove one of them"))
+		default:
+			first[name] = i
+		}
+		if a.ID != "" {
+			if err := session.CheckAgent(a.ID); err != nil {
+				v.add(invalid(path+".id", "%q is not an agent's id", a.ID).WithNext("an id begins with agent_; to give an agent's name use %s.name", path))
+			}
+		}
+		s := a.Sandbox.Settings()
+		var f *fault.Error
+		if err := s.Check(c.Secret); errors.As(err, &f) {
+			v.add(f.WithField(path + ".sandbox." + f.Field))
 		}
 	}
 }

@@ -27,13 +27,20 @@ const maxFile = 1 << 20
 
 func readYAML(src Source, file string, source []byte, c *Config) Problems {
 	r := &reader{src: src, file: file, source: source}
-	if len(source) > maxFile {
-		return Problems{{Error: invalid("", "%s is larger than a configuration can be (1 MiB)", file)}}
+	r.document(reflect.ValueOf(c).Elem())
+	return r.problems
+}
+
+// document reads the whole file into a struct.
+func (r *reader) document(v reflect.Value) {
+	if len(r.source) > maxFile {
+		r.problems = Problems{{Error: invalid("", "%s is larger than a configuration can be (1 MiB)", r.file)}}
+		return
 	}
-	tree, err := parser.ParseBytes(source, 0)
+	tree, err := parser.ParseBytes(r.source, 0)
 	if err != nil {
 		r.syntax(err)
-		return r.problems
+		return
 	}
 	read := false
 	for _, doc := range tree.Docs {
@@ -45,9 +52,8 @@ func readYAML(src Source, file string, source []byte, c *Config) Problems {
 			break
 		}
 		read = true
-		r.section(doc.Body, reflect.ValueOf(c).Elem(), "")
+		r.section(doc.Body, v, "")
 	}
-	return r.problems
 }
 
 func (r *reader) syntax(err error) {
@@ -131,11 +137,15 @@ func (r *reader) value(n ast.Node, f field) {
 	case []Secret:
 		r.each(n, f, func(n ast.Node, path string) any { return r.secret(n, path) })
 		return
-	case []Environment:
+	case map[string]string:
+		f.value.Set(reflect.ValueOf(r.texts(n, f)))
+		return
+	}
+	if f.listed() {
 		r.each(n, f, func(n ast.Node, path string) any {
-			var e Environment
-			r.section(n, reflect.ValueOf(&e).Elem(), path)
-			return e
+			e := reflect.New(f.value.Type().Elem()).Elem()
+			r.section(n, e, path)
+			return e.Interface()
 		})
 		return
 	}
@@ -164,10 +174,36 @@ func (r *reader) each(n ast.Node, f field, read func(ast.Node, string) any) {
 	}
 }
 
+// texts reads names with a text each. Numbers and truth values have to be
+// written as text, so that nobody wonders in which form they arrive.
+func (r *reader) texts(n ast.Node, f field) map[string]string {
+	m, ok := n.(*ast.MappingNode)
+	if !ok {
+		r.add(n, f.path, "want names with a text each, not %s", describe(n))
+		return nil
+	}
+	out := map[string]string{}
+	for _, entry := range m.Values {
+		name, ok := keyOf(entry)
+		if !ok {
+			r.add(entry.Key, f.path, "want a plain name, not %s", describe(entry.Key))
+			continue
+		}
+		switch v := entry.Value.(type) {
+		case *ast.StringNode:
+			out[name] = v.Value
+		case *ast.LiteralNode:
+			out[name] = v.Value.Value
+		default:
+			r.add(entry.Value, f.path+"."+name, "want text, not %s", describe(entry.Value))
+		}
+	}
+	return out
+}
+
 // scalar returns the text of a value, if its kind is what the setting wants.
 func (r *reader) scalar(n ast.Node, f field) (string, bool) {
-	number := f.value.Type() == reflect.TypeFor[int]() || f.value.Type() == reflect.TypeFor[int64]() ||
-		f.value.Type() == reflect.TypeFor[float64]()
+	number := f.plain() == reflect.TypeFor[int]() || f.plain() == reflect.TypeFor[int64]() || f.plain() == reflect.TypeFor[float64]()
 	switch n := n.(type) {
 	case *ast.StringNode:
 		if !number {
