@@ -27,7 +27,26 @@ type Records interface {
 	Calls(ctx context.Context, session string, after int64, limit int) ([]session.Call, error)
 	Work(ctx context.Context, session string) ([]session.Work, error)
 	Events(ctx context.Context, session string, after int64, limit int) ([]event.Event, error)
+	AgentsSeen(ctx context.Context, id string) ([]session.AgentSeen, error)
+	AllAgentSettings(ctx context.Context) ([]session.AgentSettings, error)
+	SessionsOf(ctx context.Context, agent string, limit int) ([]session.Record, error)
 	Ping(ctx context.Context) error
+}
+
+// Agents knows what agents' sandboxes are made with. session.Keeper implements
+// it.
+type Agents interface {
+	Agent(ctx context.Context, id, name string) (session.AgentView, error)
+	ConfiguredAgents() []string
+	SetAgent(ctx context.Context, id string, s session.Settings, revision int64) (session.AgentSettings, error)
+	PatchAgent(ctx context.Context, id string, set session.Settings, unset []string, revision int64) (session.AgentSettings, error)
+}
+
+// Workspace tells which agents there are at the platform. claude.Admin
+// implements it.
+type Workspace interface {
+	Agents(ctx context.Context) ([]session.AgentInfo, error)
+	Agent(ctx context.Context, id string) (session.AgentInfo, error)
 }
 
 // Rooms opens sandboxes for people. session.Keeper implements it.
@@ -42,6 +61,8 @@ type Rooms interface {
 type Deps struct {
 	Records  Records
 	Rooms    Rooms
+	Agents   Agents
+	Platform Workspace // nil without an API key
 	Bus      *event.Bus
 	Guard    interface{ Check(*http.Request) error }
 	Pollers  func() []intake.Status
@@ -71,6 +92,7 @@ func New(d Deps, closing <-chan struct{}) http.Handler {
 	private := http.NewServeMux()
 	api := humago.New(private, s.describe())
 	s.sessions(api)
+	s.agents(api)
 	s.exec(api)
 	s.status(api)
 	private.HandleFunc("GET /api/v1/sessions/{id}/events/stream", s.streamEvents)

@@ -26,6 +26,7 @@ import (
 	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/sandbox/sandboxtest"
 	"github.com/berth-dev/berth/internal/session"
+	"github.com/berth-dev/berth/internal/store/storetest"
 )
 
 var update = flag.Bool("update", false, "write golden files")
@@ -81,6 +82,18 @@ func (r *records) Events(_ context.Context, _ string, after int64, limit int) ([
 	return out, r.err
 }
 
+func (r *records) AgentsSeen(context.Context, string) ([]session.AgentSeen, error) {
+	return nil, r.err
+}
+
+func (r *records) AllAgentSettings(context.Context) ([]session.AgentSettings, error) {
+	return nil, r.err
+}
+
+func (r *records) SessionsOf(context.Context, string, int) ([]session.Record, error) {
+	return nil, r.err
+}
+
 func (r *records) Ping(context.Context) error { return r.err }
 
 // rooms opens sandboxes of the fake backend.
@@ -122,11 +135,13 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, records: &records{}, bus: &event.Bus{}}
 	closing := make(chan struct{})
+	log := slog.New(slog.DiscardHandler)
+	keeper := session.NewKeeper(session.Config{}, sandboxtest.NewFake(), &storetest.Memory{}, plainSeal{}, w.bus, log)
+	t.Cleanup(func() { keeper.Close() })
 	w.server = httptest.NewServer(New(Deps{
-		Records: w.records, Rooms: rooms{sandboxtest.NewFake()}, Bus: w.bus, Guard: guard{},
+		Records: w.records, Rooms: rooms{sandboxtest.NewFake()}, Agents: keeper, Bus: w.bus, Guard: guard{},
 		Pollers:  func() []intake.Status { return w.pollers },
-		Webhooks: http.NotFoundHandler(), Metrics: http.NotFoundHandler(), Version: "test", Capacity: 4,
-		Log: slog.New(slog.DiscardHandler),
+		Webhooks: http.NotFoundHandler(), Metrics: http.NotFoundHandler(), Version: "test", Capacity: 4, Log: log,
 	}, closing))
 	t.Cleanup(w.server.Close)
 	t.Cleanup(func() { close(closing) })

@@ -41,6 +41,9 @@ type Sandbox struct {
 	ID      string    `json:"id"`
 	Backend string    `json:"backend"`
 	Since   time.Time `json:"since"`
+	// Settings are nil for one that an older version of Berth made.
+	Settings *session.Profile `json:"settings,omitempty" doc:"what it was made with"`
+	Revision int64            `json:"settings_revision,omitempty" doc:"of what was set for its agent when it was made"`
 }
 
 // Work is a claimed work item. Secrets are never shown.
@@ -211,7 +214,7 @@ func (s *server) showSession(r *session.Record) Session {
 		out.Waiting = session.Waiting{For: session.ForStorage, Since: since, Detail: "its changes cannot be recorded; is the disk full?"}
 	}
 	if r.Sandbox != nil {
-		out.Sandbox = &Sandbox{ID: r.Sandbox.ID, Backend: r.Sandbox.Backend, Since: r.SandboxSince}
+		out.Sandbox = &Sandbox{ID: r.Sandbox.ID, Backend: r.Sandbox.Backend, Since: r.SandboxSince, Settings: r.Profile, Revision: r.Revision}
 	}
 	return out
 }

@@ -96,11 +96,15 @@ func (a *App) open(ctx context.Context, o Options) (err error) {
 	if err := a.openQueues(); err != nil {
 		return err
 	}
+	workspace, err := openWorkspace(o.Config, o.Log)
+	if err != nil {
+		return err
+	}
 	a.metrics = telemetry.NewMetrics(o.Version, a.gauges()...)
 	a.metrics.Add(a.waits()...)
 	a.server = &http.Server{
 		Handler: api.New(api.Deps{
-			Records: a.store, Rooms: a.keeper, Bus: a.bus, Guard: access.NewGuard(a.Token), Pollers: a.pollerStatus,
+			Records: a.store, Rooms: a.keeper, Agents: a.keeper, Platform: workspace, Bus: a.bus, Guard: access.NewGuard(a.Token), Pollers: a.pollerStatus,
 			Webhooks: a.receiver(), Metrics: a.metrics.Handler(), Version: o.Version, Capacity: o.Config.Sessions.Capacity, Log: o.Log,
 		}, a.closing),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -163,6 +167,19 @@ func (a *App) openQueues() error {
 		a.pollers = append(a.pollers, intake.NewPoller(q, a.keeper, a.log))
 	}
 	return nil
+}
+
+// openWorkspace returns the door for which an API key is needed, nil without one.
+func openWorkspace(c config.Config, log *slog.Logger) (api.Workspace, error) {
+	key := c.APIKey.Reveal()
+	if key == "" {
+		return nil, nil
+	}
+	admin, err := claude.NewAdmin(claude.AdminOptions{BaseURL: c.BaseURL, APIKey: key, Logger: log})
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Invalid, "the API key cannot be used").WithField("api_key")
+	}
+	return admin, nil
 }
 
 // Run serves until ctx ends or something essential breaks. Sandboxes and leases

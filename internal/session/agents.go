@@ -4,11 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/berth-dev/berth/internal/event"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/sandbox"
 )
+
+// AgentInfo is an agent as the platform tells of it.
+type AgentInfo struct {
+	ID       string
+	Name     string
+	Version  int64
+	Model    string
+	Archived bool
+}
+
+// AgentSeen is what the sessions here tell of their agent.
+type AgentSeen struct {
+	ID       string
+	Name     string // as of the session that changed last
+	Version  int64
+	Model    string
+	Sessions int
+	Live     int // not over
+	LastAt   time.Time
+}
 
 // AgentView is what an agent's next sandbox would be made with, and why.
 type AgentView struct {
@@ -16,6 +37,18 @@ type AgentView struct {
 	File    Settings          // in the server's configuration
 	Profile Profile           // what the two and the server's defaults come to
 	Sources map[string]Source // of each setting and env.NAME
+}
+
+// ConfiguredAgents returns the ids that the server's configuration has settings
+// for.
+func (k *Keeper) ConfiguredAgents() []string {
+	var ids []string
+	for _, f := range k.cfg.Agents {
+		if f.ID != "" {
+			ids = append(ids, f.ID)
+		}
+	}
+	return ids
 }
 
 // Agent returns what the next sandbox of an agent is made with. The name, if
@@ -53,42 +86,44 @@ func (k *Keeper) check(s *Settings) error {
 	return nil
 }
 
+// AnyRevision stands for whatever revision there is.
+const AnyRevision = -1
+
 // SetAgent replaces what is set for an agent's sandboxes, if its revision is
 // still the one that the caller has read: else fault.Conflict. It holds for
 // sandboxes that are made from now on.
 func (k *Keeper) SetAgent(ctx context.Context, id string, s Settings, revision int64) (AgentSettings, error) {
-	old, err := k.records.AgentSettings(ctx, id)
-	if err != nil {
-		return AgentSettings{}, fmt.Errorf("read the settings of %s: %w", id, err)
-	}
-	if old.Revision != revision {
-		return AgentSettings{}, stale(id)
-	}
-	return k.change(ctx, old, s)
+	return k.edit(ctx, id, revision, func(*Settings) (Settings, error) { return s, nil })
 }
 
-// patchTries bounds how often a patch is made anew because somebody else was
-// faster.
-const patchTries = 8
-
-// PatchAgent changes single settings of an agent and leaves the others, whoever
-// else changes them at the same time: see Settings.With. With a revision of -1
-// any will do, else it has to be the present one.
+// PatchAgent changes single settings of an agent and leaves the others: see
+// Settings.With, and SetAgent for the rest.
 func (k *Keeper) PatchAgent(ctx context.Context, id string, set Settings, unset []string, revision int64) (AgentSettings, error) {
+	return k.edit(ctx, id, revision, func(old *Settings) (Settings, error) { return old.With(set, unset) })
+}
+
+// editTries bounds how often a change is made anew because somebody else was
+// faster.
+const editTries = 8
+
+func (k *Keeper) edit(ctx context.Context, id string, revision int64, next func(*Settings) (Settings, error)) (AgentSettings, error) {
+	if err := CheckAgent(id); err != nil {
+		return AgentSettings{}, err
+	}
 	for try := 1; ; try++ {
 		old, err := k.records.AgentSettings(ctx, id)
 		if err != nil {
 			return AgentSettings{}, fmt.Errorf("read the settings of %s: %w", id, err)
 		}
-		if revision >= 0 && old.Revision != revision {
+		if revision != AnyRevision && old.Revision != revision {
 			return AgentSettings{}, stale(id)
 		}
-		next, err := old.Settings.With(set, unset)
+		s, err := next(&old.Settings)
 		if err != nil {
 			return AgentSettings{}, err
 		}
-		done, err := k.change(ctx, old, next)
-		if revision >= 0 || try == patchTries || !errors.Is(err, ErrStale) {
+		done, err := k.change(ctx, old, s)
+		if revision != AnyRevision || try == editTries || !errors.Is(err, ErrStale) {
 			return done, err
 		}
 	}
@@ -102,9 +137,6 @@ func stale(id string) error {
 // change checks and stores new settings with their events. Nothing is written
 // when nothing changes.
 func (k *Keeper) change(ctx context.Context, old AgentSettings, s Settings) (AgentSettings, error) {
-	if err := CheckAgent(old.Agent); err != nil {
-		return AgentSettings{}, err
-	}
 	if err := k.check(&s); err != nil {
 		return AgentSettings{}, err
 	}

@@ -22,7 +22,7 @@ import (
 // set changes the settings of the test's agent.
 func (h *house) set(text string) {
 	h.t.Helper()
-	if _, err := h.keeper.PatchAgent(h.t.Context(), "agent_1", settings(h.t, text), nil, -1); err != nil {
+	if _, err := h.keeper.PatchAgent(h.t.Context(), "agent_1", settings(h.t, text), nil, session.AnyRevision); err != nil {
 		h.t.Fatal(err)
 	}
 }
@@ -47,7 +47,7 @@ func TestASandboxIsMadeWithItsAgentsSettings(t *testing.T) {
 		h.cfg.Agents = []session.AgentFile{{Name: "tester", Settings: settings(t, `{"cpus":3,"processes":99}`)}}
 		h.reopen(func() {})
 		h.set(`{"image":"host","cpus":4,"memory":"1GiB","disk":"2GiB","tool_timeout":"7s","env":{"A":"1"}}`)
-		if _, err := h.keeper.PatchAgent(h.t.Context(), "agent_2", settings(t, `{"cpus":1}`), nil, -1); err != nil {
+		if _, err := h.keeper.PatchAgent(h.t.Context(), "agent_2", settings(t, `{"cpus":1}`), nil, session.AnyRevision); err != nil {
 			t.Fatal(err)
 		}
 		h.until("the turn is over", h.claude.Done)
@@ -266,7 +266,7 @@ func TestOfTwoWhoChangeSettingsNobodyLosesAChange(t *testing.T) {
 		if _, err := h.keeper.PatchAgent(h.t.Context(), "agent_9", settings(t, `{"cpus":2}`), nil, 0); fault.CodeOf(err) != fault.Conflict {
 			t.Errorf("a patch of an old revision: %v", err)
 		}
-		same, err := h.keeper.PatchAgent(h.t.Context(), "agent_9", settings(t, `{"cpus":1}`), nil, -1)
+		same, err := h.keeper.PatchAgent(h.t.Context(), "agent_9", settings(t, `{"cpus":1}`), nil, session.AnyRevision)
 		if err != nil || same.Revision != 1 {
 			t.Errorf("a patch that changes nothing: %+v, %v", same, err)
 		}
@@ -274,7 +274,7 @@ func TestOfTwoWhoChangeSettingsNobodyLosesAChange(t *testing.T) {
 		for i := range cap(done) {
 			go func() {
 				env := session.Settings{Env: map[string]string{"V" + strings.Repeat("x", i): "1"}}
-				_, err := h.keeper.PatchAgent(h.t.Context(), "agent_9", env, nil, -1)
+				_, err := h.keeper.PatchAgent(h.t.Context(), "agent_9", env, nil, session.AnyRevision)
 				done <- err
 			}()
 		}
@@ -292,7 +292,7 @@ func TestOfTwoWhoChangeSettingsNobodyLosesAChange(t *testing.T) {
 				t.Errorf("%q: %v", id, err)
 			}
 		}
-		if _, err := h.keeper.PatchAgent(h.t.Context(), "agent_9", settings(t, `{"cpus":1000}`), nil, -1); fault.CodeOf(err) != fault.Invalid {
+		if _, err := h.keeper.PatchAgent(h.t.Context(), "agent_9", settings(t, `{"cpus":1000}`), nil, session.AnyRevision); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("out of bounds: %v", err)
 		}
 	})
@@ -303,7 +303,7 @@ func TestSecretsOfTheServerAreNoSettings(t *testing.T) {
 		h.set(`{"env":{"K":"hunter2"}}`) // before it became a secret
 		h.cfg.Secret = func(s string) bool { return strings.Contains(s, "hunter2") }
 		h.reopen(func() {})
-		_, err := h.keeper.PatchAgent(h.t.Context(), "agent_1", settings(t, `{"env":{"L":"hunter2"}}`), nil, -1)
+		_, err := h.keeper.PatchAgent(h.t.Context(), "agent_1", settings(t, `{"env":{"L":"hunter2"}}`), nil, session.AnyRevision)
 		if fault.CodeOf(err) != fault.Invalid || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("PatchAgent = %v", err)
 		}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/berth-dev/berth/internal/session"
 )
@@ -72,20 +71,9 @@ func putAgent(ctx context.Context, tx *sql.Tx, a *session.AgentSettings) error {
 	return err
 }
 
-// AgentSeen is what the sessions here tell of an agent.
-type AgentSeen struct {
-	ID       string
-	Name     string // as of the session that changed last
-	Version  int64
-	Model    string
-	Sessions int
-	Live     int
-	LastAt   time.Time
-}
-
 // AgentsSeen returns the agents of the sessions here, by id; only one with an id
 // that is not "".
-func (s *Store) AgentsSeen(ctx context.Context, id string) ([]AgentSeen, error) {
+func (s *Store) AgentsSeen(ctx context.Context, id string) ([]session.AgentSeen, error) {
 	rows, err := s.read.QueryContext(ctx, `SELECT agent, agent_name, agent_version, model, sessions, live, updated_at FROM (
 			SELECT agent, agent_name, agent_version, model, updated_at,
 				ROW_NUMBER() OVER (PARTITION BY agent ORDER BY updated_at DESC, id) AS place,
@@ -97,9 +85,9 @@ func (s *Store) AgentsSeen(ctx context.Context, id string) ([]AgentSeen, error) 
 		return nil, err
 	}
 	defer rows.Close()
-	var out []AgentSeen
+	var out []session.AgentSeen
 	for rows.Next() {
-		var a AgentSeen
+		var a session.AgentSeen
 		var last int64
 		if err := rows.Scan(&a.ID, &a.Name, &a.Version, &a.Model, &a.Sessions, &a.Live, &last); err != nil {
 			return nil, err

@@ -29,9 +29,9 @@ func TestAgentsAreSeenInTheirSessions(t *testing.T) {
 	add("sesn_3", "agent_a", "old name", 1, session.Parked, time.Minute)
 	add("sesn_4", "agent_b", "another", 7, session.Over, 0)
 	add("sesn_5", "", "", 0, session.Active, 0)
-	a := AgentSeen{ID: "agent_a", Name: "new name", Version: 2, Model: "m", Sessions: 3, Live: 2, LastAt: at.Add(time.Hour)}
-	b := AgentSeen{ID: "agent_b", Name: "another", Version: 7, Model: "m", Sessions: 1, LastAt: at}
-	for id, want := range map[string][]AgentSeen{"": {a, b}, "agent_b": {b}, "agent_c": nil} {
+	a := session.AgentSeen{ID: "agent_a", Name: "new name", Version: 2, Model: "m", Sessions: 3, Live: 2, LastAt: at.Add(time.Hour)}
+	b := session.AgentSeen{ID: "agent_b", Name: "another", Version: 7, Model: "m", Sessions: 1, LastAt: at}
+	for id, want := range map[string][]session.AgentSeen{"": {a, b}, "agent_b": {b}, "agent_c": nil} {
 		got, err := s.AgentsSeen(t.Context(), id)
 		if d := cmp.Diff(want, got); err != nil || d != "" {
 			t.Errorf("AgentsSeen(%q): %v (-want +got):\n%s", id, err, d)
