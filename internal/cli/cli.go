@@ -34,6 +34,7 @@ type grammar struct {
 	Platform platformCmd `cmd:"" help:"Run the local stand-in for the Claude platform."`
 	Doctor   doctorCmd   `cmd:"" help:"Check this host and the configuration, with the fix for what is missing."`
 	Sessions sessionsCmd `cmd:"" help:"Look at sessions."`
+	Agents   agentsCmd   `cmd:"" help:"Look at agents and set what their sandboxes are made with."`
 	Exec     execCmd     `cmd:"" help:"Run a command in a session's sandbox."`
 	Attach   attachCmd   `cmd:"" help:"Open a terminal in a session's sandbox."`
 	Settings settingsCmd `cmd:"" name:"config" help:"Check and explain the configuration."`

@@ -36,6 +36,11 @@ func newClient(server, token string) *client {
 
 // call sends one request and decodes the answer into out, unless out is nil.
 func (c *client) call(ctx context.Context, method, path string, in, out any) error {
+	return c.callWith(ctx, method, path, nil, in, out)
+}
+
+// callWith is call with further headers.
+func (c *client) callWith(ctx context.Context, method, path string, header http.Header, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -44,7 +49,7 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 		}
 		body = bytes.NewReader(b)
 	}
-	res, err := c.send(ctx, method, path, body, nil)
+	res, err := c.send(ctx, method, path, body, header)
 	if err != nil {
 		return err
 	}

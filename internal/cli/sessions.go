@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -125,6 +126,9 @@ func (cmd *sessionsShow) Run(ctx context.Context, d *deps) error {
 	}
 	if s.Sandbox != nil {
 		field("sandbox", s.Sandbox.ID+" ("+s.Sandbox.Backend+", since "+d.out.ago(s.Sandbox.Since)+")")
+		if p := s.Sandbox.Settings; p != nil {
+			field("made with", fmt.Sprintf("%s, %g cpus, %s memory, revision %d of the agent's settings", plain(p.Image, 60), p.CPUs, p.Memory, s.Sandbox.Revision))
+		}
 	}
 	field("created", s.CreatedAt.Local().Format(time.DateTime))
 	if s.EndedAt != nil {
