@@ -70,6 +70,10 @@ func (s *server) guest(ctx context.Context, id string) (sandbox.Guest, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	sb, err := s.Rooms.Open(ctx, id)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fault.Wrap(err, fault.Timeout, "the sandbox of session %s was not ready within a minute", id).
+			WithNext("it goes on starting, and its set-up may take longer: try again in a moment")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the sandbox of %s: %w", id, err)
 	}
