@@ -68,7 +68,7 @@ type AgentSession struct {
 
 // AgentPatch changes single settings.
 type AgentPatch struct {
-	Set   session.Settings `json:"set,omitempty" doc:"what is left out stays; variables are added to those that there are"`
+	Set   session.Settings `json:"set,omitzero" doc:"what is left out stays; variables are added to those that there are"`
 	Unset []string         `json:"unset,omitempty" maxItems:"512" doc:"names of settings, env.NAME for one variable, env for all"`
 }
 
@@ -77,7 +77,7 @@ type AgentPath struct {
 	ID string `path:"id" maxLength:"128" doc:"agent id (agent_…); an agent need not be known here"`
 }
 
-// Tagged is an answer whose revision stands in the ETag.
+// tagged is an answer whose revision stands in the ETag.
 type tagged[T any] struct {
 	ETag string `header:"ETag"`
 	Body T

@@ -69,6 +69,6 @@ func agentInfo(answer []byte, err error) (session.AgentInfo, error) {
 		return session.AgentInfo{}, err
 	}
 	return session.AgentInfo{
-		ID: v.ID, Name: v.Name, Version: v.Version, Model: string(v.Model.ID), Archived: object(answer).has("archived_at"),
+		ID: v.ID, Name: v.Name, Version: v.Version, Model: v.Model.ID, Archived: object(answer).has("archived_at"),
 	}, nil
 }

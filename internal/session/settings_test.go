@@ -30,8 +30,7 @@ func TestEverySettingHasItsPlaceInAProfile(t *testing.T) {
 	if s.NumField() != p.NumField() {
 		t.Errorf("%d settings, %d places", s.NumField(), p.NumField())
 	}
-	for i := range s.NumField() {
-		f := s.Field(i)
+	for f := range s.Fields() {
 		place, ok := p.FieldByName(f.Name)
 		name := func(f reflect.StructField) string { n, _, _ := strings.Cut(f.Tag.Get("json"), ","); return n }
 		if !ok || name(f) != name(place) {
