@@ -129,7 +129,6 @@ func (k *Keeper) free() int {
 	return max(k.cfg.Capacity-(k.held-len(k.patient)), 0)
 }
 
-
 // Freed receives after a slot became free.
 func (k *Keeper) Freed() <-chan struct{} { return k.freed }
 
