@@ -18,6 +18,7 @@ import (
 	"github.com/berth-dev/berth/internal/api"
 	"github.com/berth-dev/berth/internal/claude"
 	"github.com/berth-dev/berth/internal/config"
+	"github.com/berth-dev/berth/internal/crash"
 	"github.com/berth-dev/berth/internal/event"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/intake"
@@ -46,6 +47,7 @@ type App struct {
 	log      *slog.Logger
 	store    *store.Store
 	backend  sandbox.Backend
+	crash    *crash.Driver // nil but in tests
 	bus      *event.Bus
 	keeper   *session.Keeper
 	queues   map[string]*claude.Queue // by environment
@@ -70,6 +72,9 @@ func New(ctx context.Context, o Options) (*App, error) {
 // open opens everything in order; what it has opened when it fails is closed by
 // Close.
 func (a *App) open(ctx context.Context, o Options) (err error) {
+	if a.crash, err = crash.Parse(o.Config.CrashAt, o.Log); err != nil {
+		return err
+	}
 	if a.store, err = store.Open(ctx, o.Config.DataDir); err != nil {
 		return err
 	}
@@ -92,7 +97,7 @@ func (a *App) open(ctx context.Context, o Options) (err error) {
 			return err
 		}
 	}
-	a.keeper = session.NewKeeper(keeperConfig(o.Config, a.Token), a.backend, a.store, seal, a.bus, o.Log)
+	a.keeper = session.NewKeeper(keeperConfig(o.Config, a.Token), a.crash.Backend(a.backend), a.crash.Records(a.store), seal, a.bus, o.Log)
 	if err := a.openQueues(); err != nil {
 		return err
 	}
@@ -164,7 +169,7 @@ func (a *App) openQueues() error {
 			return fault.Wrap(err, fault.Invalid, "environment %s cannot be used", env.ID).WithField("environments")
 		}
 		a.queues[env.ID] = q
-		a.pollers = append(a.pollers, intake.NewPoller(q, a.keeper, a.log))
+		a.pollers = append(a.pollers, intake.NewPoller(a.crash.Queue(q), a.keeper, a.log))
 	}
 	return nil
 }
@@ -252,7 +257,7 @@ func (a *App) door(item session.Item) session.Platform {
 	if q == nil {
 		return nil
 	}
-	return q.Platform(item)
+	return a.crash.Platform(q.Platform(item))
 }
 
 func (a *App) pollerStatus() []intake.Status {

@@ -35,6 +35,10 @@ type Config struct {
 	File string `yaml:"-"`
 	// NoColor asks for plain output (NO_COLOR).
 	NoColor bool `yaml:"-"`
+	// CrashAt names points at which the server kills itself (BERTH_CRASH_AT), for
+	// tests of what happens then: see internal/crash. It is refused wherever a
+	// platform is not on this host.
+	CrashAt string `yaml:"-"`
 }
 
 // Log configures logging.

@@ -120,6 +120,7 @@ func (c *Config) applyEnv(src Source) Problems {
 		}
 	}
 	c.NoColor = src.Getenv("NO_COLOR") != ""
+	c.CrashAt = strings.TrimSpace(src.Getenv(crashAt))
 	return append(problems, c.environmentFromEnv(src)...)
 }
 

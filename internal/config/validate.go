@@ -49,6 +49,7 @@ func (c Config) Validate() error {
 	if c.Sandbox.Image == "" {
 		v.add(invalid("sandbox.image", "no image is given").WithNext("use host for this host's own programs"))
 	}
+	v.crash(c)
 	return v.problems.err()
 }
 
@@ -154,6 +155,23 @@ func (v *validator) agents(c Config) {
 		var f *fault.Error
 		if err := s.Check(c.Secret); errors.As(err, &f) {
 			v.add(f.WithField(path + ".sandbox." + f.Field))
+		}
+	}
+}
+
+// crashAt is the variable of Config.CrashAt.
+const crashAt = "BERTH_CRASH_AT"
+
+// crash keeps a server that works for anybody but a test from killing itself:
+// crash points need a platform on this host, for every environment.
+func (v *validator) crash(c Config) {
+	if c.CrashAt == "" {
+		return
+	}
+	for _, e := range c.Environments {
+		if u, err := url.Parse(e.BaseURL); err != nil || !loopback(u.Hostname()) {
+			v.add(invalid(crashAt, "crash points are for tests, and the platform of environment %s is not on this host", e.ID).
+				WithNext("unset %s", crashAt))
 		}
 	}
 }

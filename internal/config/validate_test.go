@@ -49,6 +49,7 @@ func TestValidateSaysWhatToDo(t *testing.T) {
 		"dangling secret": {func(c *Config) { c.Webhooks.SigningKeys = []Secret{fromEnv(world(nil, nil), "GONE")} }, "webhooks.signing_keys[0]: the environment variable GONE is not set"},
 		"dangling file":   {func(c *Config) { c.APIKey = fromFile(world(nil, nil), "/gone") }, "api_key: the file cannot be read: open /gone"},
 		"empty file":      {func(c *Config) { c.APIKey = fromFile(world(nil, vars{"/e": "\n"}), "/e") }, "api_key: the file /e is empty"},
+		"crash points":    {func(c *Config) { c.CrashAt = "before:platform.Answer" }, "BERTH_CRASH_AT: crash points are for tests, and the platform of environment env_1 is not on this host; unset"},
 	} {
 		bad := good()
 		c.spoil(&bad)
@@ -60,6 +61,24 @@ func TestValidateSaysWhatToDo(t *testing.T) {
 		if !errors.As(err, &p) || len(p) != 1 {
 			t.Errorf("%s: %d problems, want 1: %v", name, len(p), err)
 		}
+	}
+}
+
+func TestCrashPointsNeedEveryPlatformOnThisHost(t *testing.T) {
+	env := vars{
+		"HOME": "/home/ada", "ANTHROPIC_ENVIRONMENT_ID": "env_1", "ANTHROPIC_ENVIRONMENT_KEY": "key",
+		"ANTHROPIC_BASE_URL": "http://127.0.0.1:4100", "BERTH_CRASH_AT": "before:platform.Answer",
+	}
+	c, err := Load(world(env, nil))
+	if err != nil || c.CrashAt != "before:platform.Answer" {
+		t.Fatalf("%q, %v", c.CrashAt, err)
+	}
+	if err := c.Validate(); err != nil {
+		t.Errorf("with a platform on this host: %v", err)
+	}
+	c.Environments = append(c.Environments, Environment{ID: "env_2", Key: NewSecret("key", "x"), BaseURL: "https://api.anthropic.com"})
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "env_2") {
+		t.Errorf("with another one elsewhere: %v", err)
 	}
 }
 
