@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-dev/berth/internal/access"
 	"github.com/berth-dev/berth/internal/api"
 	"github.com/berth-dev/berth/internal/claude/local"
 	"github.com/berth-dev/berth/internal/sandbox"
@@ -48,7 +49,13 @@ type house struct {
 // name none.
 func newHouse(t *testing.T, o local.Options, scenarios ...string) *house {
 	t.Helper()
-	h := &house{t: t, address: freeAddress(), apiKey: "sk-ant-api-e2e-0123456789", envKey: "sk-ant-oat01-e2e-0123456789"}
+	return newHouseAt(t, freeAddress(), o, scenarios...)
+}
+
+// newHouseAt is newHouse for tests that have to know the server's address first.
+func newHouseAt(t *testing.T, address string, o local.Options, scenarios ...string) *house {
+	t.Helper()
+	h := &house{t: t, address: address, apiKey: "sk-ant-api-e2e-0123456789", envKey: "sk-ant-oat01-e2e-0123456789"}
 	o.APIKeys = []string{h.apiKey}
 	o.EnvironmentKeys = map[string]string{environment: h.envKey}
 	o.StrictBeta, o.StrictDuplicates = true, true
@@ -168,19 +175,32 @@ func spawn(t *testing.T, dir string, env []string, args ...string) *process {
 // it is ready.
 func (h *house) start() {
 	h.t.Helper()
+	h.startUntil("/readyz")
+}
+
+// spawn runs berth serve without waiting for anything.
+func (h *house) spawn() {
+	h.t.Helper()
 	env := cleanEnv(
 		"ANTHROPIC_BASE_URL="+h.url, "ANTHROPIC_ENVIRONMENT_ID="+environment, "ANTHROPIC_ENVIRONMENT_KEY="+h.envKey,
 		"BERTH_DATA_DIR="+h.dir, "BERTH_LISTEN="+h.address, "BERTH_LOG_LEVEL=debug",
 	)
-	h.serve = spawn(h.t, h.dir, append(env, h.env...), "serve")
-	h.t.Cleanup(func() { h.serve.end(syscall.SIGKILL) })
+	p := spawn(h.t, h.dir, append(env, h.env...), "serve")
+	h.t.Cleanup(func() { p.end(syscall.SIGKILL) })
+	h.serve = p
+}
+
+// startUntil waits for an answer at a path alone.
+func (h *house) startUntil(path string) {
+	h.t.Helper()
+	h.spawn()
 	h.eventually(20*time.Second, "berth serve is ready", func() bool {
 		select {
 		case <-h.serve.done:
 			h.t.Fatalf("berth serve ended: %v\n%s", h.serve.err, h.serve.output())
 		default:
 		}
-		res, err := http.Get("http://" + h.address + "/readyz")
+		res, err := http.Get("http://" + h.address + path)
 		if err != nil {
 			return false
 		}
@@ -255,8 +275,11 @@ type platformEvent struct {
 	Type      string `json:"type"`
 	ToolUseID string `json:"tool_use_id"`
 	Name      string `json:"name"`
-	IsError   bool   `json:"is_error"`
-	Content   []struct {
+	Input     struct {
+		Command string `json:"command"`
+	} `json:"input"`
+	IsError bool `json:"is_error"`
+	Content []struct {
 		Text string `json:"text"`
 	} `json:"content"`
 	StopReason struct {
@@ -294,6 +317,18 @@ func (h *house) finished(within time.Duration, session string) local.Report {
 // eventually polls a condition that another process brings about.
 func (h *house) eventually(within time.Duration, what string, ok func() bool) {
 	h.t.Helper()
+	h.eventuallyOr(within, ok, func() {
+		log := ""
+		if h.serve != nil {
+			log = h.serve.output()
+		}
+		h.t.Fatalf("not within %s: %s\n%s", within, what, log)
+	})
+}
+
+// eventuallyOr polls a condition, and says so when it did not come about.
+func (h *house) eventuallyOr(within time.Duration, ok func() bool, late func()) {
+	h.t.Helper()
 	deadline := time.After(within)
 	tick := time.NewTicker(15 * time.Millisecond)
 	defer tick.Stop()
@@ -301,11 +336,8 @@ func (h *house) eventually(within time.Duration, what string, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			log := ""
-			if h.serve != nil {
-				log = h.serve.output()
-			}
-			h.t.Fatalf("not within %s: %s\n%s", within, what, log)
+			late()
+			return
 		}
 	}
 }
@@ -350,7 +382,7 @@ func (h *house) tryRead(session, path string) string {
 	return out
 }
 
-// show returns a session as the API shows it.
+// show returns a session as the command line shows it.
 func (h *house) show(session string) api.Session {
 	h.t.Helper()
 	out, errs, code := h.berth("--json", "sessions", "show", session)
@@ -360,6 +392,26 @@ func (h *house) show(session string) api.Session {
 	var s api.Session
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		h.t.Fatal(err)
+	}
+	return s
+}
+
+// look returns a session as the API shows it, empty while there is none or no
+// server; unlike show it starts no process.
+func (h *house) look(session string) (s api.Session) {
+	token, _ := os.ReadFile(filepath.Join(h.dir, access.TokenFile)) // made at the first start
+	req, err := http.NewRequest(http.MethodGet, "http://"+h.address+"/api/v1/sessions/"+session, nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return s
+	}
+	defer res.Body.Close()
+	if res.StatusCode == http.StatusOK {
+		_ = json.NewDecoder(res.Body).Decode(&s) // cut off: the server died
 	}
 	return s
 }
