@@ -55,6 +55,9 @@ type Rooms interface {
 	Free() int
 	// Stalled returns since when the session's changes cannot be recorded.
 	Stalled(session string) time.Time
+	// StalledCount and StalledWhy tell of all of them.
+	StalledCount() int
+	StalledWhy() string
 }
 
 // Deps are what the API stands on.

@@ -97,7 +97,10 @@ func (r *records) SessionsOf(context.Context, string, int) ([]session.Record, er
 func (r *records) Ping(context.Context) error { return r.err }
 
 // rooms opens sandboxes of the fake backend.
-type rooms struct{ backend *sandboxtest.Fake }
+type rooms struct {
+	backend *sandboxtest.Fake
+	stalled int
+}
 
 func (r rooms) Open(ctx context.Context, id string) (sandbox.Sandbox, error) {
 	if id != "sesn_1" {
@@ -107,6 +110,10 @@ func (r rooms) Open(ctx context.Context, id string) (sandbox.Sandbox, error) {
 }
 
 func (rooms) Free() int { return 3 }
+
+func (r rooms) StalledCount() int { return r.stalled }
+
+func (rooms) StalledWhy() string { return "the disk of the data directory is full; make room on it" }
 
 func (rooms) Stalled(id string) time.Time {
 	if id == "sesn_stalled" {
@@ -127,19 +134,20 @@ func (guard) Check(r *http.Request) error {
 type world struct {
 	t       *testing.T
 	records *records
+	rooms   *rooms
 	pollers []intake.Status
 	bus     *event.Bus
 	server  *httptest.Server
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, records: &records{}, bus: &event.Bus{}}
+	w := &world{t: t, records: &records{}, rooms: &rooms{backend: sandboxtest.NewFake()}, bus: &event.Bus{}}
 	closing := make(chan struct{})
 	log := slog.New(slog.DiscardHandler)
 	keeper := session.NewKeeper(session.Config{}, sandboxtest.NewFake(), &storetest.Memory{}, plainSeal{}, w.bus, log)
 	t.Cleanup(func() { keeper.Close() })
 	w.server = httptest.NewServer(New(Deps{
-		Records: w.records, Rooms: rooms{sandboxtest.NewFake()}, Agents: keeper, Bus: w.bus, Guard: guard{},
+		Records: w.records, Rooms: w.rooms, Agents: keeper, Bus: w.bus, Guard: guard{},
 		Pollers:  func() []intake.Status { return w.pollers },
 		Webhooks: http.NotFoundHandler(), Metrics: http.NotFoundHandler(), Version: "test", Capacity: 4, Log: log,
 	}, closing))
@@ -307,7 +315,7 @@ func TestAStalledSessionSaysSo(t *testing.T) {
 	w.records.sessions = []session.Record{{ID: "sesn_stalled", Waiting: session.Waiting{For: session.ForTool}}}
 	var s Session
 	w.get(200, "/api/v1/sessions/sesn_stalled", &s)
-	if s.Waiting.For != session.ForStorage || !s.Waiting.Since.Equal(time.Unix(1, 0)) {
+	if s.Waiting.For != session.ForStorage || !strings.Contains(s.Waiting.Detail, "make room") || !s.Waiting.Since.Equal(time.Unix(1, 0)) {
 		t.Errorf("it waits for %+v, want storage since it stalled", s.Waiting)
 	}
 }
@@ -363,7 +371,15 @@ func TestTerminalOfAnotherOriginIsRefused(t *testing.T) {
 
 func TestReadyOnlyWhenWorkIsFound(t *testing.T) {
 	w := newWorld(t)
-	ready := func() int { return w.request(http.MethodGet, "/readyz", "", "").StatusCode }
+	health := func() (int, string) {
+		res := w.request(http.MethodGet, "/readyz", "", "")
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(body)
+	}
+	ready := func() int { code, _ := health(); return code }
 	if got := ready(); got != 503 {
 		t.Errorf("before the first poll: %d", got)
 	}
@@ -376,6 +392,15 @@ func TestReadyOnlyWhenWorkIsFound(t *testing.T) {
 		t.Errorf("while refused: %d", got)
 	}
 	w.pollers[0] = intake.Status{Environment: "env_1", AtCapacity: true}
+	w.rooms.stalled = 2
+	if code, reasons := health(); code != 503 || !strings.Contains(reasons, "cannot be recorded: the disk of the data directory is full") {
+		t.Errorf("while sessions cannot be recorded: %d %s", code, reasons)
+	}
+	w.rooms.stalled = 0
+	w.records.err = fault.New(fault.Unavailable, "the database is damaged")
+	if _, reasons := health(); !strings.Contains(reasons, "the database is damaged") {
+		t.Errorf("with a damaged database: %s", reasons)
+	}
 	w.records.err = errors.New("locked")
 	if got := ready(); got != 503 {
 		t.Errorf("without a database: %d", got)

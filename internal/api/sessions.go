@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -211,12 +212,17 @@ func (s *server) showSession(r *session.Record) Session {
 	}
 	if since := s.Rooms.Stalled(r.ID); !since.IsZero() {
 		// The record is older than that: it could not be written.
-		out.Waiting = session.Waiting{For: session.ForStorage, Since: since, Detail: "its changes cannot be recorded; is the disk full?"}
+		out.Waiting = session.Waiting{For: session.ForStorage, Since: since, Detail: s.stalledWhy()}
 	}
 	if r.Sandbox != nil {
 		out.Sandbox = &Sandbox{ID: r.Sandbox.ID, Backend: r.Sandbox.Backend, Since: r.SandboxSince, Settings: r.Profile, Revision: r.Revision}
 	}
 	return out
+}
+
+// stalledWhy says why changes cannot be recorded.
+func (s *server) stalledWhy() string {
+	return cmp.Or(s.Rooms.StalledWhy(), "its changes cannot be recorded; the server's log says why")
 }
 
 func showCall(c *session.Call) Call {

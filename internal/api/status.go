@@ -3,11 +3,13 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/intake"
 )
 
@@ -37,7 +39,15 @@ func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
 	if err := s.Records.Ping(ctx); err != nil {
-		writeHealth(w, []string{"the database does not answer"})
+		reason := "the database does not answer"
+		if fault.CodeOf(err) != fault.Internal {
+			reason = fault.Public(err).Error()
+		}
+		writeHealth(w, []string{reason})
+		return
+	}
+	if n := s.Rooms.StalledCount(); n > 0 {
+		writeHealth(w, []string{fmt.Sprintf("what happens in sessions (%d) cannot be recorded: %s", n, s.stalledWhy())})
 		return
 	}
 	var wrong []string

@@ -369,10 +369,12 @@ func (a *App) count(ctx context.Context) {
 	}
 }
 
+const copyEvery = time.Hour // of the database
+
 const keepWebhooks = 14 * 24 * time.Hour // of received deliveries
 
-// housekeeping finds sessions that ended while nobody worked on them, and
-// forgets old deliveries.
+// housekeeping finds sessions that ended while nobody worked on them, forgets
+// old deliveries, and keeps a copy of the database.
 func (a *App) housekeeping(ctx context.Context) {
 	tick := time.NewTicker(a.cfg.Sessions.SweepEvery)
 	defer tick.Stop()
@@ -383,6 +385,9 @@ func (a *App) housekeeping(ctx context.Context) {
 		}
 		if err := a.store.PruneWebhooks(ctx, time.Now().Add(-keepWebhooks)); err != nil && ctx.Err() == nil {
 			a.log.Warn("old webhooks not removed", "err", err)
+		}
+		if err := a.store.Copy(ctx, copyEvery); err != nil && ctx.Err() == nil {
+			a.log.Warn("no copy of the database", "err", err)
 		}
 		select {
 		case <-tick.C:

@@ -12,6 +12,7 @@ import (
 	"github.com/berth-dev/berth/internal/claude"
 	"github.com/berth-dev/berth/internal/config"
 	"github.com/berth-dev/berth/internal/sandbox"
+	"github.com/berth-dev/berth/internal/store"
 )
 
 // Doctor checks what a server with this configuration needs: the settings, the
@@ -28,6 +29,8 @@ func Doctor(ctx context.Context, c config.Config, online bool) []sandbox.Info {
 	}
 	report("configuration", c.Validate(), "usable", "see docs/configuration.md, or: berth config example")
 	report("data directory", errors.Join(fits(c.DataDir), writable(c.DataDir)), c.DataDir, "set BERTH_DATA_DIR to a folder that you may write to")
+	whole, err := store.Check(ctx, c.DataDir)
+	report("database", err, whole, "docs/recovery.md says what can be done")
 	out = append(out, checkBackend(ctx, c)...)
 	if len(c.WebhookSecrets()) == 0 {
 		out = append(out, sandbox.Info{Name: "webhooks", OK: true, Text: "no signing key: work is found by polling alone, which is enough"})

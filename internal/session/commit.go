@@ -62,6 +62,7 @@ func (a *actor) store(ctx context.Context, change Change) bool {
 			return false
 		}
 		a.log.Error("ledger not written; the session waits until it can be", "failures", failures, "err", err)
+		a.keeper.stalledBy(err)
 		a.keeper.stall(a.id, true)
 		a.pause(ctx, Backoff{Base: 100 * time.Millisecond, Cap: 5 * time.Second}.Wait(failures, nil))
 	}
@@ -111,6 +112,25 @@ func (k *Keeper) Stalled(session string) time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.stalled[session]
+}
+
+// stalledBy notes why changes cannot be recorded.
+func (k *Keeper) stalledBy(err error) {
+	why := ""
+	if fault.CodeOf(err) != fault.Internal {
+		why = fault.Public(err).Error()
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.stallWhy = why
+}
+
+// StalledWhy returns why changes could not be recorded the last time, for a
+// person: "" when there are no words for it but those in the log.
+func (k *Keeper) StalledWhy() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.stallWhy
 }
 
 // StalledCount returns how many sessions wait so.

@@ -56,6 +56,7 @@ type Keeper struct {
 	patient  map[string]bool // sessions with an item that wait for a person or another client
 	waiting  map[string]Waiting
 	fatal    error
+	stallWhy string
 	stalled  map[string]time.Time // sessions whose changes cannot be recorded, and since when
 }
 

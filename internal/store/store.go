@@ -36,7 +36,11 @@ type Store struct {
 	read  *sql.DB
 	epoch int64
 	lock  *os.File
+	path  string
 }
+
+// fileName is the name of the database in its directory.
+const fileName = "berth.db"
 
 // Lock takes a data directory without opening its database: fault.Conflict when
 // a process has it. Closing the result gives it up.
@@ -64,9 +68,12 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 	// the server from coming up and making room.
 	reserve := filepath.Join(dir, "reserve")
 	_ = os.Remove(reserve) // there may be none
-	s, err := open(ctx, filepath.Join(dir, "berth.db"))
+	s, err := open(ctx, filepath.Join(dir, fileName))
 	if err != nil {
 		lock.Close()
+		if fault.CodeOf(err) != fault.Internal {
+			return nil, err
+		}
 		return nil, fault.Wrap(err, fault.Unavailable, "the database in %s cannot be opened", dir).
 			WithNext("check that its disk has room and that this user may write there")
 	}
@@ -85,23 +92,40 @@ func open(ctx context.Context, path string) (*Store, error) {
 	if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
 		return nil, err
 	}
+	s := &Store{path: path}
+	wasUnclean := unclean(path)
+	if err := checkLog(path + "-wal"); err != nil {
+		return nil, damaged(path, err)
+	}
 	write, err := connect(path, "immediate", 1)
 	if err != nil {
 		return nil, err
 	}
-	if err := migrate(ctx, write); err != nil {
+	if wasUnclean {
+		err = examine(ctx, write, path, "quick_check", checkWithin)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = nil // too large to be looked at now
+		}
+	}
+	if err == nil {
+		err = migrate(ctx, write)
+	}
+	if err == nil { // a log begins anew with each process: see checkLog
+		_, err = write.ExecContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`)
+	}
+	if err != nil {
 		write.Close()
-		return nil, err
+		return nil, s.named(err)
 	}
 	read, err := connect(path, "deferred", maxReaders)
 	if err != nil {
 		write.Close()
 		return nil, err
 	}
-	s := &Store{write: write, read: read}
+	s.write, s.read = write, read
 	err = write.QueryRowContext(ctx, `UPDATE fence SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch`).Scan(&s.epoch)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("take over the database: %w", err), write.Close(), read.Close())
+		return nil, errors.Join(fmt.Errorf("take over the database: %w", s.named(err)), write.Close(), read.Close())
 	}
 	return s, nil
 }
@@ -154,7 +178,8 @@ func (s *Store) Close() error {
 }
 
 // tx runs fn in one fenced transaction.
-func (s *Store) tx(ctx context.Context, fn func(*sql.Tx) error) error {
+func (s *Store) tx(ctx context.Context, fn func(*sql.Tx) error) (err error) {
+	defer func() { err = s.named(err) }()
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
