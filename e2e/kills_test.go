@@ -102,7 +102,7 @@ func (r *rounds) play(sessions, kills int, server bool) {
 	}
 	told, done := map[string]bool{}, 0
 	next := time.Now().Add(r.pause())
-	r.eventuallyOr(3*time.Minute, func() bool {
+	r.eventuallyOr(6*time.Minute, func() bool {
 		if kills > 0 && time.Now().After(next) {
 			if r.kill(live[r.rand.IntN(len(live))], server) {
 				kills--
