@@ -7,7 +7,7 @@ FUZZTIME ?= 30s
 PACKAGES  = $(shell go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v '/e2e$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-race e2e lint fmt generate verify demo bench fuzz dist clean
+.PHONY: help build test test-race e2e lint fmt generate verify demo bench soak fuzz dist clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,11 @@ demo: build ## A session at work against the local platform: no account needed
 
 bench: ## Figures against the official SDK's worker, as ratios
 	go test ./bench -run '^$$' -bench . -benchtime 1x -timeout 30m
+
+soak: ## What takes long: the whole crash matrix, 100 rounds of random kills, ten minutes of races
+	go test -count=1 -timeout 60m ./e2e -run 'Killed' -full
+	go test -count=1 -timeout 60m -v ./e2e -run RandomKills -kills 100
+	CGO_ENABLED=1 go test -race -count=1 -timeout 60m ./internal/session -run 'TestSoak$$' -soak 10m
 
 fuzz: ## Each fuzz target for FUZZTIME
 	@for file in $$(grep -rl '^func Fuzz' --include='*_test.go' .); do \

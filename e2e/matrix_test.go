@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,7 +58,7 @@ func newHastyHouse(t *testing.T, o local.Options, scenarios ...string) *house {
 func (h *house) startCrashing(point string) {
 	h.t.Helper()
 	env := h.env
-	h.env = append(env[:len(env):len(env)], "BERTH_CRASH_AT="+point)
+	h.env = append(slices.Clip(env), "BERTH_CRASH_AT="+point)
 	h.spawn()
 	h.env = env
 }
@@ -216,7 +217,7 @@ type judgement struct {
 }
 
 // honest is what a model may be told of a call that broke off.
-var honest = regexp.MustCompile(`not known how far|was not run|stopped before it was done|may have had some of its effects|no longer available|may be incomplete, and shells were restarted|could not be started`)
+var honest = regexp.MustCompile(`not known how far|was not run|stopped before it was done|may have had some of its effects|no longer available|may be incomplete, and shells were restarted|could not be started|bash session terminated`)
 
 // judge holds the log of a session against the promises: each call has one
 // result; an error says honestly what is not known; and the lines that commands
