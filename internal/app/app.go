@@ -333,10 +333,14 @@ func (a *App) waits() []telemetry.GaugeSet {
 		}
 	}
 	return []telemetry.GaugeSet{
-		{Name: "sessions_waiting", Label: "for", Help: "Sessions of this process, by what they wait for.",
-			Read: read(func(w session.Wait) float64 { return float64(w.Sessions) })},
-		{Name: "sessions_waiting_seconds", Label: "for", Help: "How long the session that has waited longest has waited, by what for.",
-			Read: read(func(w session.Wait) float64 { return time.Since(w.Oldest).Seconds() })},
+		{
+			Name: "sessions_waiting", Label: "for", Help: "Sessions of this process, by what they wait for.",
+			Read: read(func(w session.Wait) float64 { return float64(w.Sessions) }),
+		},
+		{
+			Name: "sessions_waiting_seconds", Label: "for", Help: "How long the session that has waited longest has waited, by what for.",
+			Read: read(func(w session.Wait) float64 { return time.Since(w.Oldest).Seconds() }),
+		},
 	}
 }
 

@@ -86,8 +86,10 @@ func newWorld(fail func(string, ...any)) *world {
 	w := &world{
 		now: begin, log: sessiontest.NewLog(begin), calls: map[string]session.Call{},
 		runs: map[string]int{}, asked: map[string]int{}, knownEnded: map[string]bool{}, knownDone: map[string]bool{},
-		rules: session.Rules{Owns: session.Owns, ReleaseAfter: 5 * time.Second, ReadEvery: 30 * time.Second, SandboxTries: 2,
-			CallLimit: func(string, json.RawMessage) time.Duration { return 2 * time.Minute }},
+		rules: session.Rules{
+			Owns: session.Owns, ReleaseAfter: 5 * time.Second, ReadEvery: 30 * time.Second, SandboxTries: 2,
+			CallLimit: func(string, json.RawMessage) time.Duration { return 2 * time.Minute },
+		},
 	}
 	w.fail = func(format string, args ...any) { fail("%s\n%s", fmt.Sprintf(format, args...), w) }
 	w.log.Emit = func(ev session.Event) {

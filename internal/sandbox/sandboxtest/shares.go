@@ -95,9 +95,16 @@ var shareCases = []testCase{
 	{claim: "shares that would show or change what they must not are refused", needs: withShares, run: func(h *host) {
 		many := make([]sandbox.Share, sandbox.MaxShares+1)
 		for _, shares := range [][]sandbox.Share{
-			{{Path: "/etc/x"}}, {{Path: "/mnt/../etc"}}, {{Path: "/mnt/"}}, {{Path: "mnt/x"}}, {{Path: ""}},
-			{{Path: "/mnt/x", Dir: "/tmp"}}, {{Path: "/mnt/x", Dir: "tmp", ReadOnly: true}},
-			{{Path: "/mnt/x"}, {Path: "/mnt/x"}}, {{Path: "/mnt/x"}, {Path: "/mnt/x/y"}}, many,
+			{{Path: "/etc/x"}},
+			{{Path: "/mnt/../etc"}},
+			{{Path: "/mnt/"}},
+			{{Path: "mnt/x"}},
+			{{Path: ""}},
+			{{Path: "/mnt/x", Dir: "/tmp"}},
+			{{Path: "/mnt/x", Dir: "tmp", ReadOnly: true}},
+			{{Path: "/mnt/x"}, {Path: "/mnt/x"}},
+			{{Path: "/mnt/x"}, {Path: "/mnt/x/y"}},
+			many,
 		} {
 			s := h.spec()
 			s.Shares = shares
