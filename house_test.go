@@ -22,7 +22,7 @@ var house = plan{
 			name: "workers",
 			why:  "workers decide; they ask through interfaces of their own, so that they can be tested without a network, a disk or a kernel",
 			rooms: []string{
-				"internal/session", "internal/intake", "internal/guest",
+				"internal/session", "internal/memory", "internal/intake", "internal/guest",
 			},
 		},
 		{
@@ -112,6 +112,7 @@ var house = plan{
 	pure: pureRule{
 		why: "what a session does next is a function of its state and one input: time and chance come in, effects go out",
 		files: []string{
+			"internal/memory/plan.go", "internal/memory/path.go",
 			"internal/session/input.go", "internal/session/machine.go", "internal/session/observe.go", "internal/session/read.go",
 			"internal/session/result.go", "internal/session/route.go", "internal/session/state.go", "internal/session/waiting.go", "internal/session/watch.go",
 		},
