@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/internal/event"
+	"github.com/berth-dev/berth/internal/memory"
 	"github.com/berth-dev/berth/internal/sandbox"
 )
 
@@ -82,7 +83,17 @@ type Change struct {
 	Calls      []*Call        // replace rows; nil Input and Content keep what is stored
 	CallsOf    string         // the session that Calls belong to
 	Agent      *AgentSettings // replaces the row with the revision before; else ErrStale
+	Memory     *MemoryChange
 	Events     []event.Event
+}
+
+// MemoryChange is what is newly agreed about a session's memory store. What is on
+// record about it goes when the session is over.
+type MemoryChange struct {
+	Session string
+	Store   string
+	Rows    map[string]memory.Known // by path; a zero one is removed
+	Ready   bool                    // the store was downloaded to its end
 }
 
 // Records is the durable side of sessions. Every write is fenced: it fails once
@@ -98,6 +109,9 @@ type Records interface {
 	OpenWork(ctx context.Context) ([]Work, error)
 	// LiveSessions returns the sessions that are not over.
 	LiveSessions(ctx context.Context) ([]Record, error)
+	// LoadMemory returns what was last agreed about a session's memory store, and
+	// whether it was ever downloaded to its end.
+	LoadMemory(ctx context.Context, session, store string) (known map[string]memory.Known, ready bool, err error)
 	// AgentSettings returns what was set for an agent; with revision 0 when
 	// nothing ever was.
 	AgentSettings(ctx context.Context, agent string) (AgentSettings, error)

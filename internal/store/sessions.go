@@ -35,6 +35,16 @@ func (s *Store) Commit(ctx context.Context, c session.Change) error {
 				return fmt.Errorf("store work %s: %w", c.Work.ID, err)
 			}
 		}
+		if c.Session != nil && c.Session.Phase == session.Over {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM memories WHERE session = ?`, c.Session.ID); err != nil {
+				return fmt.Errorf("forget the memories of %s: %w", c.Session.ID, err)
+			}
+		}
+		if c.Memory != nil {
+			if err := putMemories(ctx, tx, c.Memory); err != nil {
+				return fmt.Errorf("store memories of %s: %w", c.Memory.Store, err)
+			}
+		}
 		for _, call := range c.Calls {
 			if err := putCall(ctx, tx, c.CallsOf, call); err != nil {
 				return fmt.Errorf("store call %s: %w", call.ID, err)

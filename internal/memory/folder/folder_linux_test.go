@@ -261,7 +261,7 @@ func TestAFolderThatTurnsIntoALinkLeadsNowhere(t *testing.T) {
 			}
 		}
 	})
-	for range 2000 {
+	for range 500 {
 		if got, err := p.Read("/real/victim"); err == nil && got == "of the host" {
 			t.Fatal("the host's file was read")
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-dev/berth/internal/event"
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/memory"
 	"github.com/berth-dev/berth/internal/session"
 )
 
@@ -31,7 +32,13 @@ type Memory struct {
 	work     map[string]session.Work
 	agents   map[string]session.AgentSettings
 	events   []event.Event
-	unread   error // of AgentSettings
+	unread   error                  // of AgentSettings
+	memories map[[2]string]memories // by session and store
+}
+
+type memories struct {
+	known map[string]memory.Known
+	ready bool
 }
 
 // Refuse makes every Commit fail and store nothing; nil ends it.
@@ -96,6 +103,12 @@ func (m *Memory) Commit(ctx context.Context, c session.Change) error {
 	if c.Work != nil {
 		m.work[c.Work.ID] = clone(*c.Work)
 	}
+	if r := c.Session; r != nil && r.Phase == session.Over {
+		maps.DeleteFunc(m.memories, func(of [2]string, _ memories) bool { return of[0] == r.ID })
+	}
+	if c.Memory != nil {
+		m.putMemory(c.Memory)
+	}
 	for _, call := range c.Calls {
 		m.putCall(c.CallsOf, call)
 	}
@@ -124,6 +137,28 @@ func (m *Memory) putCall(id string, call *session.Call) {
 		}
 	}
 	m.calls[id][call.ID] = next
+}
+
+func (m *Memory) putMemory(c *session.MemoryChange) {
+	of := [2]string{c.Session, c.Store}
+	known := maps.Clone(m.memories[of].known)
+	if known == nil {
+		known = map[string]memory.Known{}
+	}
+	maps.Copy(known, c.Rows)
+	maps.DeleteFunc(known, func(_ string, k memory.Known) bool { return k == memory.Known{} })
+	if m.memories == nil {
+		m.memories = map[[2]string]memories{}
+	}
+	m.memories[of] = memories{known, c.Ready}
+}
+
+// LoadMemory implements session.Records.
+func (m *Memory) LoadMemory(_ context.Context, id, store string) (map[string]memory.Known, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	found := m.memories[[2]string{id, store}]
+	return maps.Clone(found.known), found.ready, nil
 }
 
 func (m *Memory) addEvent(e event.Event) {

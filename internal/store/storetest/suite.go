@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-dev/berth/internal/event"
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/memory"
 	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/session"
 )
@@ -37,6 +38,7 @@ func Run(t *testing.T, open func(t *testing.T) session.Records) {
 		"what is on record is nobody's":           notShared,
 		"an event of the platform may come again": sameEvent,
 		"settings follow one another":             agentSettings,
+		"memories stay as long as their session":  agreedMemories,
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) { test(t, open(t)) })
 	}
@@ -315,4 +317,34 @@ func agentSettings(t *testing.T, r session.Records) {
 	commit(t, r, session.Change{Agent: &second})
 	read(second)
 	read(session.AgentSettings{Agent: "agent_2"})
+}
+
+func agreedMemories(t *testing.T, r session.Records) {
+	rec := Record("sesn_1")
+	put := func(id, store string, ready bool, rows map[string]memory.Known) {
+		t.Helper()
+		commit(t, r, session.Change{Memory: &session.MemoryChange{Session: id, Store: store, Rows: rows, Ready: ready}})
+	}
+	want := func(id, store string, ready bool, rows map[string]memory.Known) {
+		t.Helper()
+		got, was, err := r.LoadMemory(t.Context(), id, store)
+		if diff := cmp.Diff(rows, got, cmpopts.EquateEmpty()); err != nil || was != ready || diff != "" {
+			t.Errorf("memories of %s in %s: ready %t, %v (-want +got):\n%s", store, id, was, err, diff)
+		}
+	}
+	commit(t, r, session.Change{Session: &rec})
+	put("sesn_1", "a", false, map[string]memory.Known{"/x": {SHA256: "1"}, "/y": {SHA256: "2", Sent: "3"}})
+	put("sesn_1", "b", true, nil)
+	put("sesn_2", "a", true, map[string]memory.Known{"/x": {SHA256: "4"}})
+	want("sesn_1", "a", false, map[string]memory.Known{"/x": {SHA256: "1"}, "/y": {SHA256: "2", Sent: "3"}})
+	put("sesn_1", "a", true, map[string]memory.Known{"/x": {}, "/y": {SHA256: "3"}, "/z": {Sent: "5"}})
+	want("sesn_1", "a", true, map[string]memory.Known{"/y": {SHA256: "3"}, "/z": {Sent: "5"}})
+	put("sesn_1", "a", false, nil)
+	want("sesn_1", "a", false, map[string]memory.Known{"/y": {SHA256: "3"}, "/z": {Sent: "5"}})
+	rec.Phase = session.Over
+	commit(t, r, session.Change{Session: &rec})
+	want("sesn_1", "a", false, nil)
+	want("sesn_1", "b", false, nil)
+	want("sesn_2", "a", true, map[string]memory.Known{"/x": {SHA256: "4"}})
+	want("sesn_3", "a", false, nil)
 }
