@@ -151,6 +151,7 @@ func keeperConfig(c config.Config, token string) session.Config {
 		WarmFor:      c.Sandbox.Warm,
 		ToolTimeout:  c.Sessions.ToolTimeout,
 		ReadEvery:    c.Sessions.ReadEvery,
+		MemorySync:   c.Sessions.MemorySync,
 		Image:        c.Sandbox.Image,
 		Limits:       c.Sandbox.Limits.Sandbox(),
 		Lifetime:     c.Sandbox.Lifetime,

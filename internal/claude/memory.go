@@ -10,6 +10,7 @@ import (
 	"github.com/anthropics/anthropic-sdk-go/v2/option"
 	"github.com/anthropics/anthropic-sdk-go/v2/packages/param"
 
+	"github.com/berth-dev/berth/internal/memory"
 	"github.com/berth-dev/berth/internal/session"
 )
 
@@ -17,31 +18,43 @@ import (
 // take no other credential that Berth has (contract §1.2, §3.8).
 var ErrNoToken = errors.New("the work item carried no sessions token")
 
-// Memory is one entry of a memory store (contract §2.6).
-type Memory struct {
-	ID      string
-	Path    string // absolute within the store, such as /notes/todo.md
-	Content string // "" unless it was asked for
-	SHA256  string // of the content, lower-case hex: the precondition of a change
-}
-
-// MemoryStore is one store that is attached to a session, spoken to with the
+// memoryStore is one store that is attached to a session, spoken to with the
 // session's own token. Safe for concurrent use. Errors are *session.Refusal when
-// the platform answered; 409 means that the entry is not as expected. Changes
-// are sent once: after a lost answer the caller lists and compares hashes
-// (contract §12.27).
-type MemoryStore struct {
+// the platform answered, and wrap what that means for the synchronization.
+// Changes are sent once: after a lost answer the caller lists and compares
+// hashes (contract §12.27).
+type memoryStore struct {
 	conn  *conn
 	store string
 }
 
-// Memories opens a store for the session of a work item.
-func (q *Queue) Memories(item session.Item, store string) (*MemoryStore, error) {
-	token := sessionsToken(item.Secret)
-	if token == "" {
-		return nil, fmt.Errorf("open memory store %s: %w", store, ErrNoToken)
+var _ memory.Remote = (*memoryStore)(nil)
+
+// Memories implements session.Platform.
+func (p *platform) Memories(store string) (memory.Remote, error) {
+	if !p.hasToken {
+		return nil, fmt.Errorf("open memory store %s: %w: %w", store, memory.ErrDenied, ErrNoToken)
 	}
-	return &MemoryStore{conn: q.door.connect(bearer(token)), store: store}, nil
+	return &memoryStore{conn: p.conn, store: store}, nil
+}
+
+// inWords says what a refusal means for the synchronization. Everything else may
+// have been done or not.
+func inWords(err error) error {
+	var means error
+	switch session.StatusOf(err) {
+	case 401, 403:
+		means = memory.ErrDenied
+	case 404:
+		means = memory.ErrMissing
+	case 409, 412:
+		means = memory.ErrConflict
+	case 400, 413, 422:
+		means = memory.ErrInvalid
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: %w", means, err)
 }
 
 // Pages of a list hold at most so many entries (contract §2.6), and a list has at
@@ -54,7 +67,7 @@ const (
 
 // List yields the entries page by page, with their contents when full is set. It
 // stops at yield's first error; nil means that the list was read to its end.
-func (m *MemoryStore) List(ctx context.Context, full bool, yield func([]Memory) error) error {
+func (m *memoryStore) List(ctx context.Context, full bool, yield func([]memory.Entry) error) error {
 	what := "list memory store " + m.store
 	params := anthropic.BetaMemoryStoreMemoryListParams{
 		Limit: param.NewOpt[int64](memoriesBasic), View: anthropic.BetaManagedAgentsMemoryViewBasic,
@@ -68,7 +81,7 @@ func (m *MemoryStore) List(ctx context.Context, full bool, yield func([]Memory) 
 			return err
 		})
 		if err != nil {
-			return err
+			return inWords(err)
 		}
 		var page struct {
 			Data     []wireMemory `json:"data"`
@@ -77,10 +90,10 @@ func (m *MemoryStore) List(ctx context.Context, full bool, yield func([]Memory) 
 		if err := json.Unmarshal(answer, &page); err != nil {
 			return fmt.Errorf("%s: decode: %w", what, err)
 		}
-		var entries []Memory
+		var entries []memory.Entry
 		for _, w := range page.Data {
 			if w.Type == "memory" {
-				entries = append(entries, w.memory())
+				entries = append(entries, w.entry())
 			}
 		}
 		if err := yield(entries); err != nil {
@@ -94,8 +107,22 @@ func (m *MemoryStore) List(ctx context.Context, full bool, yield func([]Memory) 
 	return fmt.Errorf("%s: it has no end after %d pages", what, memoryPages)
 }
 
+// Fetch reads one entry with its content.
+func (m *memoryStore) Fetch(ctx context.Context, id string) (memory.Entry, error) {
+	params := anthropic.BetaMemoryStoreMemoryGetParams{MemoryStoreID: m.store, View: anthropic.BetaManagedAgentsMemoryViewFull}
+	answer, err := m.conn.do(ctx, "read memory "+id, m.conn.again(), func(ctx context.Context, opts ...option.RequestOption) error {
+		_, err := m.conn.api.Beta.MemoryStores.Memories.Get(ctx, id, params, opts...)
+		return err
+	})
+	var w wireMemory
+	if err = decode(answer, err, "memory", &w, &w.ID); err != nil {
+		return memory.Entry{}, inWords(err)
+	}
+	return w.entry(), nil
+}
+
 // Create adds an entry. It never replaces one: a path in use is a 409.
-func (m *MemoryStore) Create(ctx context.Context, path, content string) (Memory, error) {
+func (m *memoryStore) Create(ctx context.Context, path, content string) (memory.Entry, error) {
 	params := anthropic.BetaMemoryStoreMemoryNewParams{Path: path, Content: param.NewOpt(content)}
 	return m.change(ctx, "create memory "+path, func(ctx context.Context, opts ...option.RequestOption) error {
 		_, err := m.conn.api.Beta.MemoryStores.Memories.New(ctx, m.store, params, opts...)
@@ -104,7 +131,7 @@ func (m *MemoryStore) Create(ctx context.Context, path, content string) (Memory,
 }
 
 // Update replaces an entry's content if its present content has the hash.
-func (m *MemoryStore) Update(ctx context.Context, id, content, expectedSHA256 string) (Memory, error) {
+func (m *memoryStore) Update(ctx context.Context, id, content, expectedSHA256 string) (memory.Entry, error) {
 	params := anthropic.BetaMemoryStoreMemoryUpdateParams{
 		MemoryStoreID: m.store, Content: param.NewOpt(content),
 		Precondition: anthropic.BetaManagedAgentsPreconditionParam{
@@ -118,22 +145,22 @@ func (m *MemoryStore) Update(ctx context.Context, id, content, expectedSHA256 st
 }
 
 // Delete removes an entry if its present content has the hash.
-func (m *MemoryStore) Delete(ctx context.Context, id, expectedSHA256 string) error {
+func (m *memoryStore) Delete(ctx context.Context, id, expectedSHA256 string) error {
 	params := anthropic.BetaMemoryStoreMemoryDeleteParams{MemoryStoreID: m.store, ExpectedContentSha256: param.NewOpt(expectedSHA256)}
 	_, err := m.conn.do(ctx, "delete memory "+id, once(m.conn.time.try), func(ctx context.Context, opts ...option.RequestOption) error {
 		_, err := m.conn.api.Beta.MemoryStores.Memories.Delete(ctx, id, params, opts...)
 		return err
 	})
-	return err
+	return inWords(err)
 }
 
-func (m *MemoryStore) change(ctx context.Context, what string, send request) (Memory, error) {
+func (m *memoryStore) change(ctx context.Context, what string, send request) (memory.Entry, error) {
 	answer, err := m.conn.do(ctx, what, once(m.conn.time.try), send)
 	var w wireMemory
 	if err = decode(answer, err, "memory", &w, &w.ID); err != nil {
-		return Memory{}, err
+		return memory.Entry{}, inWords(err)
 	}
-	return w.memory(), nil
+	return w.entry(), nil
 }
 
 // wireMemory is a list item or an entry as the platform writes it.
@@ -145,8 +172,8 @@ type wireMemory struct {
 	SHA256  string  `json:"content_sha256"`
 }
 
-func (w wireMemory) memory() Memory {
-	m := Memory{ID: w.ID, Path: w.Path, SHA256: w.SHA256}
+func (w wireMemory) entry() memory.Entry {
+	m := memory.Entry{ID: w.ID, Path: w.Path, SHA256: w.SHA256}
 	if w.Content != nil {
 		m.Content = *w.Content
 	}

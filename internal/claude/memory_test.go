@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-dev/berth/internal/claude/local"
 	"github.com/berth-dev/berth/internal/claude/local/openapitest"
+	"github.com/berth-dev/berth/internal/memory"
 	"github.com/berth-dev/berth/internal/session"
 )
 
@@ -64,11 +65,11 @@ func TestMemoriesAreKeptWithTheSessionsOwnToken(t *testing.T) {
 	if err != nil || item == nil {
 		t.Fatalf("Poll = %v, %v", item, err)
 	}
-	m, err := q.Memories(*item, store)
+	m, err := q.Platform(*item).Memories(store)
 	if err != nil {
 		t.Fatal(err)
 	}
-	made := map[string]Memory{}
+	made := map[string]memory.Entry{}
 	for i := range memoriesFull + 2 { // more than a page
 		path := "/notes/" + string(rune('a'+i)) + ".md"
 		if made[path], err = m.Create(t.Context(), path, "text of "+path); err != nil {
@@ -95,7 +96,7 @@ func TestMemoriesAreKeptWithTheSessionsOwnToken(t *testing.T) {
 	}
 	for _, full := range []bool{true, false} {
 		got := map[string]string{}
-		err := m.List(t.Context(), full, func(page []Memory) error {
+		err := m.List(t.Context(), full, func(page []memory.Entry) error {
 			for _, e := range page {
 				got[e.Path] = e.Content
 			}
@@ -117,14 +118,17 @@ func TestMemoriesAreKeptWithTheSessionsOwnToken(t *testing.T) {
 			t.Errorf("List(full %t) = %v (-want +got):\n%s", full, err, diff)
 		}
 	}
-	foreign, err := q.Memories(*item, other)
+	if got, err := m.Fetch(t.Context(), a.ID); err != nil || got.Content != "new text" || got.SHA256 != changed.SHA256 {
+		t.Errorf("Fetch = %+v, %v", got, err)
+	}
+	foreign, err := q.Platform(*item).Memories(other)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := foreign.List(t.Context(), false, func([]Memory) error { return nil }); session.StatusOf(err) != http.StatusForbidden {
+	if err := foreign.List(t.Context(), false, func([]memory.Entry) error { return nil }); session.StatusOf(err) != http.StatusForbidden {
 		t.Errorf("List of a store that is not attached = %v, want a 403", err)
 	}
-	if _, err := q.Memories(session.Item{ID: "work_1"}, store); !errors.Is(err, ErrNoToken) {
+	if _, err := q.Platform(session.Item{ID: "work_1"}).Memories(store); !errors.Is(err, ErrNoToken) || !errors.Is(err, memory.ErrDenied) {
 		t.Errorf("Memories without a token = %v, want ErrNoToken", err)
 	}
 }

@@ -18,6 +18,7 @@ type platform struct {
 	session     string
 	environment string
 	work        string
+	hasToken    bool // conn carries the work item's own
 }
 
 var _ session.Platform = (*platform)(nil)

@@ -166,7 +166,7 @@ func (q *Queue) Platform(item session.Item) session.Platform {
 	}
 	p := &platform{conn: q.conn, session: item.Session, environment: environment, work: item.ID}
 	if token := sessionsToken(item.Secret); token != "" {
-		p.conn = q.door.connect(bearer(token))
+		p.conn, p.hasToken = q.door.connect(bearer(token)), true
 	} else {
 		q.door.log.Warn("work item has no sessions token; using the environment key",
 			"work", item.ID, "session", item.Session)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -71,9 +72,9 @@ func (t *timeline) show(e event.Event) {
 		return
 	}
 	var d struct {
-		Call, Name, Why, Text, How, Work, Skill, Sandbox string
-		MS                                               int64
-		Changed                                          []string
+		Call, Name, Why, Text, How, Work, Skill, Sandbox, Store string
+		MS, Sent, Deleted, Fetched, Removed                     int64
+		Changed                                                 []string
 	}
 	_ = json.Unmarshal(e.Data, &d) // what is missing is not shown
 	why := plain(d.Why, 160)
@@ -106,6 +107,12 @@ func (t *timeline) show(e event.Event) {
 		say(cyan, "skill", d.Name)
 	case event.SkillFailed:
 		say(red, "skill", d.Skill+": "+why)
+	case event.MemorySynced:
+		say(cyan, "memory", plain(cmp.Or(d.Name, d.Store), 100)+": "+itoa(d.Sent+d.Deleted)+" changes sent, "+itoa(d.Fetched+d.Removed)+" received")
+	case event.MemoryConflict:
+		say(yellow, "memory", plain(d.Text, 300))
+	case event.MemoryFailed:
+		say(red, "memory", why)
 	case event.CallHeld:
 		say(yellow, "held", d.Name+" waits for a confirmation")
 	case event.CallSettled:

@@ -72,6 +72,7 @@ type Sessions struct {
 	ReleaseAfter time.Duration `yaml:"release_after" default:"15s" min:"0s" max:"1h" doc:"From the end of a turn to the release of its work item. A message within this time is served without a new claim."`
 	ToolTimeout  time.Duration `yaml:"tool_timeout" default:"120s" min:"1s" max:"1h" doc:"Longest run of one tool call. The model then reads that it timed out."`
 	ReadEvery    time.Duration `yaml:"read_every" default:"60s" min:"5s" max:"1h" doc:"Longest time without reading a busy session's history, so that an event lost on the stream is found."`
+	MemorySync   time.Duration `yaml:"memory_sync" default:"15s" min:"5s" max:"10m" doc:"Shortest time between two synchronizations of a session's memory stores while it works. They are synchronized at the beginning and the end of every work item in any case."`
 	SweepEvery   time.Duration `yaml:"sweep_every" default:"5m" min:"10s" max:"24h" doc:"Between two looks at sessions that nobody works on, to remove what is left of those that have ended."`
 }
 

@@ -49,6 +49,7 @@ type actor struct {
 	calls    map[string]*callRun
 	running  atomic.Int64 // calls that the guest is asked for
 	informed bool         // info is this run's
+	memories *memoryRun
 	ending   *StopWork
 }
 

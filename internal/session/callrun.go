@@ -95,6 +95,7 @@ func (a *actor) startCall(ctx context.Context, id string, recall bool) {
 // callEnded runs on the actor when a call has been answered or given up.
 func (a *actor) callEnded(ctx context.Context, sb sandbox.Sandbox, id string, in Input) {
 	delete(a.calls, id)
+	a.memories.ask()
 	if _, other := in.(SandboxUp); other && a.sandbox != sb {
 		in = CallLost{ID: id, Why: "The sandbox was replaced while this call was running, and it is not known how far it got."}
 	}

@@ -32,14 +32,20 @@ type movePlan struct {
 	informed  bool // skills are known
 	agent     agentRef
 	outfit    *outfit // what a new sandbox was made with
+	memories  *memoryRun
+	shares    []sandbox.Share // known without a work item
 }
 
 func (a *actor) planMove() movePlan {
-	plan := movePlan{ref: a.record.Sandbox, known: a.record.Sandbox != nil, agent: agentRef{a.record.Agent, a.record.AgentName}}
+	plan := movePlan{
+		ref: a.record.Sandbox, known: a.record.Sandbox != nil, memories: a.memories,
+		agent: agentRef{a.record.Agent, a.record.AgentName},
+	}
 	if a.claim != nil {
 		plan.platform, plan.skills, plan.informed = a.claim.platform, a.info.Skills, a.informed
 	} else {
 		plan.adoptOnly = a.adoptOnly
+		plan.shares, _ = storeShares(a.info.Memories) // a work item says what is wrong with them
 	}
 	a.adoptOnly = false
 	return plan
@@ -90,6 +96,9 @@ func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sand
 	if plan.ref != nil {
 		sb, instance, err = a.reattach(ctx, *plan.ref)
 		if err == nil {
+			err = a.reopen(ctx, *plan, sb)
+		}
+		if err == nil {
 			return sb, instance, true, nil
 		}
 		if runCtx.Err() != nil || plan.adoptOnly {
@@ -111,7 +120,7 @@ func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sand
 	}
 	began := a.keeper.now()
 	a.note(ctx, event.SandboxStarting, nil)
-	sb, err = a.keeper.backend.Create(ctx, sandbox.Spec{
+	sb, err = a.create(ctx, plan, sandbox.Spec{
 		ID: sandbox.ID(a.id), Session: a.id, Image: fit.profile.Image, Env: fit.profile.Env, Limits: fit.profile.Limits(),
 	})
 	if err != nil {

@@ -22,6 +22,7 @@ type Config struct {
 	WarmFor      time.Duration // from the release to the end of the sandbox's processes
 	ToolTimeout  time.Duration // of one call
 	ReadEvery    time.Duration // longest time without reading a busy session's history
+	MemorySync   time.Duration // shortest time between two synchronizations of memory stores
 	Image        string
 	Limits       sandbox.Limits
 	Lifetime     time.Duration // longest life of one sandbox; zero: no limit

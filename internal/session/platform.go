@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/berth-dev/berth/internal/memory"
 )
 
 // This file is the session's side of the door to Claude: the words in which it
@@ -48,6 +50,10 @@ type Platform interface {
 	Stop(ctx context.Context, force bool) error
 	// Skill resolves and opens one skill archive. The caller closes it.
 	Skill(ctx context.Context, s Skill) (name string, archive io.ReadCloser, err error)
+	// Memories opens a memory store that is attached to the session. It makes no
+	// request. An error wraps memory.ErrDenied when the work item carries no
+	// token for it (contract §3.8).
+	Memories(store string) (memory.Remote, error)
 }
 
 // NoHeartbeat claims a lease that nobody holds (contract §3.3).

@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -45,24 +44,31 @@ func (a *actor) run(ctx context.Context, cl *claim) {
 	runCtx, cancel := context.WithCancelCause(cl.lease.ctx)
 	defer cancel(nil)
 	a.claim, a.runCtx, a.ending, a.calls, a.informed = cl, runCtx, nil, map[string]*callRun{}, false
-	defer func() { a.claim, a.runCtx = nil, nil }()
+	a.memories = a.newMemoryRun(cl)
+	defer func() { a.claim, a.runCtx, a.memories = nil, nil, nil }()
 
 	a.record.Phase = Active
 	over := a.greet(ctx)
+	a.memories.learned(a.info)
 	if over == "" {
 		a.equip(runCtx)
+		a.remember(ctx)
 	}
 	a.step(ctx, Claimed{Alive: a.informed && over == ""})
 	if over != "" {
 		a.step(ctx, SessionOver{How: over})
 	}
+	a.findMemories(ctx)
 	if a.ending == nil {
+		memories := a.memories
 		a.crew.Go(func() { a.follow(runCtx, cl.platform) })
+		a.crew.Go(func() { memories.follow(runCtx) })
 	}
 	a.loop(ctx)
 
 	cancel(errLeaseOver)
 	a.drain(ctx)
+	a.keepMemories(ctx)
 	if ctx.Err() != nil {
 		cl.lease.release(errLeaving) // the successor goes on with the stored token
 		return
@@ -118,7 +124,8 @@ const (
 
 // greet reads the session once the lease is held. It returns how the session
 // ended if it is over already. A read that fails does not matter: everything in
-// it is a convenience, except skills, which are asked for again with the sandbox.
+// it is a convenience, except skills and memory stores, which are asked for again
+// with the sandbox.
 func (a *actor) greet(ctx context.Context) (over string) {
 	for failures := 1; ; failures++ {
 		tryCtx, cancel := context.WithTimeout(a.runCtx, infoWithin)
@@ -129,9 +136,6 @@ func (a *actor) greet(ctx context.Context) (over string) {
 			a.info, a.informed = info, true
 			a.record.Agent, a.record.AgentName, a.record.AgentVersion = info.AgentID, info.AgentName, info.AgentVersion
 			a.record.Title, a.record.Model = info.Title, info.Model
-			if len(info.Memories) > 0 {
-				a.warn(ctx, fmt.Sprintf("the agent's %s not mounted in this sandbox", count(len(info.Memories), "memory store")))
-			}
 			switch {
 			case info.Archived:
 				return "archived"

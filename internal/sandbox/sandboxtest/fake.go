@@ -40,6 +40,7 @@ type Fake struct {
 	startError error
 	startGate  chan struct{} // closed means open
 	mute       string        // the instance that gives no sign of life
+	shareRoot  string        // "" means no shares
 }
 
 var _ sandbox.Backend = (*Fake)(nil)
@@ -212,7 +213,9 @@ func (f *Fake) Name() string { return FakeName }
 
 // Features implements sandbox.Backend.
 func (f *Fake) Features() sandbox.Features {
-	return sandbox.Features{Isolation: "none", Note: "in memory, for tests"}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return sandbox.Features{Isolation: "none", Shares: f.shareRoot != "", Note: "in memory, for tests"}
 }
 
 // Create implements sandbox.Backend.
@@ -240,12 +243,16 @@ func (f *Fake) Create(ctx context.Context, s sandbox.Spec) (sandbox.Sandbox, err
 	if f.startError != nil {
 		return nil, fmt.Errorf("create sandbox %s: %w", s.ID, f.startError)
 	}
+	if err := f.makeShares(s); err != nil {
+		return nil, fmt.Errorf("create sandbox %s: %w", s.ID, err)
+	}
 	f.started++
 	f.creates = append(f.creates, s)
 	if _, ok := f.workspaces[s.ID]; !ok {
 		f.workspaces[s.ID] = nil // an empty workspace
 	}
 	b := newBox(f, sandbox.Ref{ID: s.ID, Backend: FakeName, Session: s.Session}, fmt.Sprintf("instance-%d", f.started))
+	b.shares = s.Shares
 	f.boxes[s.ID] = b
 	return b, nil
 }
@@ -282,7 +289,7 @@ func (f *Fake) Remove(ctx context.Context, ref sandbox.Ref, how sandbox.Removal)
 	f.mu.Lock()
 	b := f.boxes[ref.ID]
 	if b == nil && how == sandbox.Everything {
-		delete(f.workspaces, ref.ID)
+		f.forget(ref.ID)
 	}
 	f.mu.Unlock()
 	if b == nil {

@@ -19,6 +19,7 @@ type box struct {
 	fake     *Fake
 	ref      sandbox.Ref
 	instance string
+	shares   []sandbox.Share
 	life     context.Context // ends with the sandbox
 	kill     context.CancelFunc
 	work     sync.WaitGroup // running scripts
@@ -103,7 +104,7 @@ func (b *box) Destroy(ctx context.Context, how sandbox.Removal) error {
 		delete(f.boxes, b.ref.ID)
 	}
 	if how == sandbox.Everything && f.boxes[b.ref.ID] == nil {
-		delete(f.workspaces, b.ref.ID)
+		f.forget(b.ref.ID)
 	}
 	f.mu.Unlock()
 	if mine {

@@ -30,6 +30,7 @@ type Claude struct {
 	stops   []string
 	listed  int
 	posts   []session.Answer
+	stores  map[string]*Store
 }
 
 // Fate is what becomes of a request.
@@ -47,7 +48,7 @@ const (
 
 // Request is what a knob decides about: the n-th of its kind, from 1.
 type Request struct {
-	Kind string // info, stream, history, answer, heartbeat, stop, skill
+	Kind string // info, stream, history, answer, heartbeat, stop, skill, memory.list and so on
 	N    int
 	Call string // of an answer
 }
@@ -57,6 +58,7 @@ type knobs struct {
 	counts  map[string]int
 	mute    bool          // the stream carries nothing
 	latency time.Duration // of a request and its answer together
+	noToken bool          // work items carry no token for memory stores
 }
 
 // ErrNoAnswer is what a caller sees of a request that was lost.
