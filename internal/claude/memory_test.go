@@ -17,9 +17,17 @@ import (
 	"github.com/berth-dev/berth/internal/session"
 )
 
-// TestMemoriesAreKeptWithTheSessionsOwnToken walks a store that is attached to a
-// session through the door, against the local platform with its beta rules on.
-func TestMemoriesAreKeptWithTheSessionsOwnToken(t *testing.T) {
+// shelf is a local platform, its beta rules on, with a session that has one store
+// attached.
+type shelf struct {
+	srv          *local.Server
+	queue        *Queue
+	item         session.Item
+	store, other string // other is not attached
+}
+
+func newShelf(t *testing.T) *shelf {
+	t.Helper()
 	const key, envKey, env = "sk-ant-api03-test", "sk-ant-oat01-test", "env_1"
 	srv := local.New(local.Options{APIKeys: []string{key}, EnvironmentKeys: map[string]string{env: envKey}, StrictBeta: true})
 	web := httptest.NewServer(openapitest.Validated(t, srv))
@@ -49,26 +57,44 @@ func TestMemoriesAreKeptWithTheSessionsOwnToken(t *testing.T) {
 		}
 		return made.ID
 	}
-	store := create("/v1/memory_stores", "agent-memory-2026-07-22", map[string]any{"name": "notes"})
-	other := create("/v1/memory_stores", "agent-memory-2026-07-22", map[string]any{"name": "other"})
+	s := &shelf{srv: srv}
+	s.store = create("/v1/memory_stores", "agent-memory-2026-07-22", map[string]any{"name": "notes"})
+	s.other = create("/v1/memory_stores", "agent-memory-2026-07-22", map[string]any{"name": "other"})
 	agent := create("/v1/agents", "managed-agents-2026-04-01", map[string]any{"name": "a", "model": "claude-opus-5-5"})
 	create("/v1/sessions", "managed-agents-2026-04-01", map[string]any{
 		"agent": agent, "environment_id": env,
-		"resources":      []any{map[string]any{"type": "memory_store", "memory_store_id": store, "access": "read_write"}},
+		"resources":      []any{map[string]any{"type": "memory_store", "memory_store_id": s.store, "access": "read_write"}},
 		"initial_events": []any{map[string]any{"type": "user.message", "content": []any{map[string]any{"type": "text", "text": "go"}}}},
 	})
 	q, err := NewQueue(Options{BaseURL: web.URL, EnvironmentID: env, EnvironmentKey: envKey})
 	if err != nil {
 		t.Fatal(err)
 	}
+	q.door.time.retry = session.Backoff{Base: time.Millisecond, Cap: 2 * time.Millisecond}
+	q.conn.time = q.door.time
 	item, err := q.Poll(t.Context(), time.Second)
 	if err != nil || item == nil {
 		t.Fatalf("Poll = %v, %v", item, err)
 	}
-	m, err := q.Platform(*item).Memories(store)
+	s.queue, s.item = q, *item
+	return s
+}
+
+func (s *shelf) memories(t *testing.T, store string) memory.Remote {
+	t.Helper()
+	m, err := s.queue.Platform(s.item).Memories(store)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return m
+}
+
+// TestMemoriesAreKeptWithTheSessionsOwnToken walks a store that is attached to a
+// session through the door.
+func TestMemoriesAreKeptWithTheSessionsOwnToken(t *testing.T) {
+	s := newShelf(t)
+	m := s.memories(t, s.store)
+	var err error
 	made := map[string]memory.Entry{}
 	for i := range memoriesFull + 2 { // more than a page
 		path := "/notes/" + string(rune('a'+i)) + ".md"
@@ -121,14 +147,10 @@ func TestMemoriesAreKeptWithTheSessionsOwnToken(t *testing.T) {
 	if got, err := m.Fetch(t.Context(), a.ID); err != nil || got.Content != "new text" || got.SHA256 != changed.SHA256 {
 		t.Errorf("Fetch = %+v, %v", got, err)
 	}
-	foreign, err := q.Platform(*item).Memories(other)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := foreign.List(t.Context(), false, func([]memory.Entry) error { return nil }); session.StatusOf(err) != http.StatusForbidden {
+	if err := s.memories(t, s.other).List(t.Context(), false, func([]memory.Entry) error { return nil }); session.StatusOf(err) != http.StatusForbidden {
 		t.Errorf("List of a store that is not attached = %v, want a 403", err)
 	}
-	if _, err := q.Platform(session.Item{ID: "work_1"}).Memories(store); !errors.Is(err, ErrNoToken) || !errors.Is(err, memory.ErrDenied) {
+	if _, err := s.queue.Platform(session.Item{ID: "work_1"}).Memories(s.store); !errors.Is(err, ErrNoToken) || !errors.Is(err, memory.ErrDenied) {
 		t.Errorf("Memories without a token = %v, want ErrNoToken", err)
 	}
 }
