@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/pressly/goose/v3"
 
 	"github.com/berth-dev/berth/internal/event"
 	"github.com/berth-dev/berth/internal/fault"
@@ -84,6 +87,38 @@ func TestDirectoryInUseIsRefusedWithItsHolder(t *testing.T) {
 	_, err := Open(t.Context(), dir)
 	if fault.CodeOf(err) != fault.Conflict || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) || !strings.Contains(err.Error(), "BERTH_DATA_DIR") {
 		t.Errorf("Open = %v, want a conflict that names the process and what to do", err)
+	}
+}
+
+func TestADatabaseOfAnEarlierVersionIsBroughtUpToDate(t *testing.T) {
+	dir := t.TempDir()
+	db, err := connect(filepath.Join(dir, "berth.db"), "immediate", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.UpTo(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(`INSERT INTO sessions (id, environment, phase, memo, waiting, created_at, updated_at) VALUES ('sesn_1', 'env_1', 'parked', '{}', '{}', 1, 1)`); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, dir)
+	if rec, _, err := s.LoadSession(t.Context(), "sesn_1"); err != nil || rec.Phase != session.Parked {
+		t.Errorf("the session is %+v, %v", rec, err)
+	}
+	if known, ready, err := s.LoadMemory(t.Context(), "sesn_1", "memstore_1"); err != nil || ready || len(known) > 0 {
+		t.Errorf("memories: %v, %t, %v", known, ready, err)
 	}
 }
 
