@@ -115,10 +115,16 @@ func (d *desk) contents() map[string]string {
 // TestAFaultOfThePlatformCostsNoMemory lets each request of a synchronization
 // fail in each way, and then both sides agree on what the agent left.
 func TestAFaultOfThePlatformCostsNoMemory(t *testing.T) {
+	t.Parallel()
 	for _, on := range []string{"memory.list", "memory.get", "memory.create", "memory.update", "memory.delete"} {
 		for _, fault := range []local.Fault{
-			{Kind: local.Drop}, {Kind: local.Reset}, {Kind: local.SendCode, Status: 500}, {Kind: local.SendCode, Status: 429},
-			{Kind: local.SendCode, Status: 409}, {Kind: local.Hang, Delay: 100 * time.Millisecond}, {Kind: local.SlowBody, Delay: 50 * time.Millisecond},
+			{Kind: local.Drop},
+			{Kind: local.Reset},
+			{Kind: local.SendCode, Status: 500},
+			{Kind: local.SendCode, Status: 429},
+			{Kind: local.SendCode, Status: 409},
+			{Kind: local.Hang, Delay: 100 * time.Millisecond},
+			{Kind: local.SlowBody, Delay: 50 * time.Millisecond},
 		} {
 			t.Run(fmt.Sprint(on, "/", fault.Kind, fault.Status), func(t *testing.T) {
 				t.Parallel()

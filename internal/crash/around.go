@@ -179,7 +179,16 @@ func (b backend) around(sb sandbox.Sandbox) sandbox.Sandbox {
 	if sb == nil {
 		return nil
 	}
+	if sharer, ok := sb.(sandbox.Sharer); ok {
+		return sharingBox{box{sb, b.d}, sharer}
+	}
 	return box{sb, b.d}
+}
+
+// sharingBox keeps the optional power of a sandbox.
+type sharingBox struct {
+	box
+	sandbox.Sharer
 }
 
 type box struct {

@@ -159,7 +159,8 @@ func (s *Store) rebuild(ctx context.Context, r *Report) (out outcome, err error)
 // put writes an entry's content to the folder. What cannot be written is
 // reported and tried again by the next pass.
 func (s *Store) put(p pull, content string, r *Report) {
-	e, err := p.entry, error(nil)
+	var err error
+	e := p.entry
 	if Hash(content) != e.SHA256 {
 		err = errors.New("its content does not have the hash that the platform says")
 	} else {
@@ -204,14 +205,10 @@ func stops(ctx context.Context, err error) bool { return ctx.Err() != nil || err
 
 // delete removes an entry whose file is still missing.
 func (s *Store) delete(ctx context.Context, d deletion, r *Report, out *outcome) error {
-	marker, err := s.o.Folder.CheckMarker()
-	if err != nil || marker != markerOf(s.o.ID) {
-		return nil // the folder was wiped meanwhile
-	}
-	if file, err := s.o.Folder.Look(d.path); err != nil || file != nil {
+	if !s.gone(d.path) {
 		return nil
 	}
-	err = s.o.Remote.Delete(ctx, d.id, d.was)
+	err := s.o.Remote.Delete(ctx, d.id, d.was)
 	out.again = true
 	switch {
 	case err == nil, errors.Is(err, ErrMissing):
@@ -227,6 +224,17 @@ func (s *Store) delete(ctx context.Context, d deletion, r *Report, out *outcome)
 		return err // it is not known whether it was done: the next listing tells
 	}
 	return nil
+}
+
+// gone reports whether a file is certainly missing, from a folder that was not
+// wiped meanwhile.
+func (s *Store) gone(path string) bool {
+	marker, err := s.o.Folder.CheckMarker()
+	if err != nil || marker != markerOf(s.o.ID) {
+		return false
+	}
+	file, err := s.o.Folder.Look(path)
+	return err == nil && file == nil
 }
 
 // pull fetches and writes, several at once.
@@ -270,14 +278,14 @@ func (s *Store) upload(ctx context.Context, uploads []upload, m mode, r *Report,
 	return s.each(ctx, len(uploads), atOnce, func(ctx context.Context, i int, locked func(func())) error {
 		u := uploads[i]
 		content, err := s.o.Folder.Read(u.path)
+		var failed error
 		if err != nil || Hash(content) != u.sha {
 			locked(func() { out.again = true }) // it has changed: the next pass sends what it is now
-			return nil
+		} else {
+			e, err := s.send(ctx, u, content)
+			locked(func() { failed = s.sent(u, e, err, r, out) })
 		}
-		e, err := s.send(ctx, u, content)
-		var fatal error
-		locked(func() { fatal = s.sent(u, e, err, r, out) })
-		return fatal
+		return failed
 	})
 }
 

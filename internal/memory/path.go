@@ -35,7 +35,7 @@ func CheckPath(at string) error {
 	case strings.Count(at, "/") > MaxSegments:
 		return fmt.Errorf("a path of %d segments has more than %d", strings.Count(at, "/"), MaxSegments)
 	}
-	for _, s := range strings.Split(at[1:], "/") {
+	for s := range strings.SplitSeq(at[1:], "/") {
 		if s == "" || s == "." || s == ".." || len(s) > 255 {
 			return fmt.Errorf("%q has a segment that no file can be named", at)
 		}

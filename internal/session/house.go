@@ -96,7 +96,7 @@ func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sand
 	if plan.ref != nil {
 		sb, instance, err = a.reattach(ctx, *plan.ref)
 		if err == nil {
-			err = a.reopen(ctx, *plan, sb)
+			err = a.reopen(ctx, plan, sb)
 		}
 		if err == nil {
 			return sb, instance, true, nil

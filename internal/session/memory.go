@@ -172,8 +172,14 @@ func (m *memoryRun) fill(ctx context.Context, sb sandbox.Sandbox, within time.Du
 	errs := make([]error, len(open))
 	each(open, func(i int, s *openStore) {
 		began := m.keeper.now()
-		if errs[i] = s.sync.Open(ctx); errs[i] == nil {
+		switch err := s.sync.Open(ctx); {
+		case err == nil:
 			m.log.Info("memory store ready", "store", s.Store, "dur", m.keeper.now().Sub(began))
+		case errors.Is(err, memory.ErrFolder):
+			// The agent did that in an earlier sandbox, and only it can undo it.
+			m.failed(ctx, s.Store, "the memory store "+quoted(s.Memory)+" is not synchronized", err)
+		default:
+			errs[i] = err
 		}
 	})
 	for i, err := range errs {
@@ -338,8 +344,15 @@ func (m *memoryRun) finish(ctx context.Context, clean, last bool) {
 	defer cancel()
 	m.forEach(func(s *openStore) error {
 		err := s.sync.Flush(within)
-		if err == nil || ctx.Err() != nil { // without a lease nothing more is sent
+		if ctx.Err() != nil { // without a lease nothing more is sent
+			err = nil
+		}
+		if err == nil {
 			return nil
+		}
+		if errors.Is(err, memory.ErrFolder) {
+			m.failed(ctx, s.Store, "the memory store "+quoted(s.Memory)+" is not synchronized", err)
+			return err
 		}
 		what := "not all changes of the memory store " + quoted(s.Memory) + " were sent; the next work item sends them"
 		if last {
@@ -421,80 +434,4 @@ func (l memoryLedger) Load(ctx context.Context) (map[string]memory.Known, bool, 
 
 func (l memoryLedger) Save(ctx context.Context, rows map[string]memory.Known, ready bool) error {
 	return l.keeper.commit(ctx, Change{At: l.keeper.now(), Memory: &MemoryChange{Session: l.session, Store: l.store, Rows: rows, Ready: ready}})
-}
-
-// The rest is where an actor and its sandbox meet the stores.
-
-// create makes a sandbox with the session's stores in it, filled.
-func (a *actor) create(ctx context.Context, plan *movePlan, spec sandbox.Spec) (sandbox.Sandbox, error) {
-	spec.Shares = plan.shares
-	if plan.memories == nil {
-		return a.keeper.backend.Create(ctx, spec)
-	}
-	var err error
-	if spec.Shares, err = plan.memories.shares(ctx); err != nil {
-		a.note(ctx, event.MemoryFailed, map[string]string{"why": fault.Public(err).Error()})
-		return nil, err
-	}
-	for again := true; ; again = false {
-		sb, err := a.keeper.backend.Create(ctx, spec)
-		if err != nil {
-			return nil, err
-		}
-		err = plan.memories.fill(ctx, sb, openWithin)
-		if err == nil {
-			return sb, nil
-		}
-		if context.Cause(ctx) != nil && !errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-			return nil, err // nobody waits for it; it is left to whoever comes next
-		}
-		if failed := destroy(ctx, sb, sandbox.KeepFiles); failed != nil {
-			return nil, errors.Join(err, failed)
-		}
-		if !errors.Is(err, errNotOpen) || !again { // else one without stores ran already
-			a.note(ctx, event.MemoryFailed, map[string]string{"why": fault.Public(err).Error()})
-			return nil, err
-		}
-	}
-}
-
-// reopen brings the stores of a sandbox that was found running up to date. One
-// without them is ended, so that another takes its place.
-func (a *actor) reopen(ctx context.Context, plan movePlan, sb sandbox.Sandbox) error {
-	err := plan.memories.catchUp(ctx, sb)
-	if errors.Is(err, errNotOpen) {
-		err = errors.Join(err, destroy(ctx, sb, sandbox.KeepFiles))
-	}
-	return err
-}
-
-// remember brings the stores of a sandbox that is warm up to date, before a call
-// runs in it.
-func (a *actor) remember(ctx context.Context) {
-	if a.sandbox == nil {
-		return
-	}
-	if err := a.memories.catchUp(a.runCtx, a.sandbox); errors.Is(err, errNotOpen) {
-		a.remove(ctx, sandbox.KeepFiles, "it has to be made again with the session's memory stores")
-	}
-}
-
-// findMemories looks for the sandbox that an earlier process left: what was
-// written there may not have been sent, even if no call needs it any more.
-func (a *actor) findMemories(ctx context.Context) {
-	if a.sandbox == nil && a.record.Sandbox != nil && len(a.info.Memories) > 0 && a.ending == nil {
-		a.step(ctx, SandboxWanted{})
-	}
-}
-
-// keepMemories is the last synchronization under a work item. The lease is held
-// meanwhile; without it nothing is sent.
-func (a *actor) keepMemories(ctx context.Context) {
-	lease, m := a.claim.lease.ctx, a.memories
-	if ctx.Err() != nil || lease.Err() != nil {
-		return
-	}
-	clean, over := a.state.turnOver(), a.ending != nil && a.ending.Remove
-	a.crew.Go(func() { m.finish(lease, clean, over) })
-	a.drain(ctx)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/berth-dev/berth/internal/event"
+	"github.com/berth-dev/berth/internal/memory"
 	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/session"
 	"github.com/berth-dev/berth/internal/session/sessiontest"
@@ -282,6 +283,24 @@ func TestAWarmSandboxGoesOnWithItsMemoryWhileThePlatformHasNone(t *testing.T) {
 		down = false
 		h.until("the work is given back", func() bool { return len(h.claude.Stops()) == 2 })
 		h.stored(h.t, store, map[string]string{"/a": "1", "/b": "2"})
+	})
+}
+
+func TestAnAgentThatBreaksItsFolderCanMendIt(t *testing.T) {
+	inMemory(t, turns{bash("rm "+memory.Marker, "write a mine")}, func(h *house, store *sessiontest.Store) {
+		store.Put("/a", "theirs")
+		h.until("the sandbox sleeps", func() bool { return h.phase() == session.Parked })
+		h.stored(h.t, store, map[string]string{"/a": "theirs"})
+		if !slices.Contains(h.records.Events(sesn), event.MemoryFailed) {
+			t.Errorf("nobody was told: %v", h.records.Events(sesn))
+		}
+		h.claude.Do(func(l *sessiontest.Log) { bash("rm a")(l); l.Idle() })
+		h.until("the next turn is over", func() bool { return h.claude.Done() && len(h.claude.Stops()) == 2 })
+		h.claude.Do(func(l *sessiontest.Log) { bash("cat a")(l); l.Idle() })
+		h.until("the last turn is over", h.claude.Done)
+		if got := h.text(4); h.use(3).IsError || !strings.Contains(got, "theirs") {
+			t.Errorf("read %s", got)
+		}
 	})
 }
 

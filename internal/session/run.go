@@ -48,7 +48,7 @@ func (a *actor) run(ctx context.Context, cl *claim) {
 	defer func() { a.claim, a.runCtx, a.memories = nil, nil, nil }()
 
 	a.record.Phase = Active
-	over := a.greet(ctx)
+	over := a.greet()
 	a.memories.learned(a.info)
 	if over == "" {
 		a.equip(runCtx)
@@ -126,7 +126,7 @@ const (
 // ended if it is over already. A read that fails does not matter: everything in
 // it is a convenience, except skills and memory stores, which are asked for again
 // with the sandbox.
-func (a *actor) greet(ctx context.Context) (over string) {
+func (a *actor) greet() (over string) {
 	for failures := 1; ; failures++ {
 		tryCtx, cancel := context.WithTimeout(a.runCtx, infoWithin)
 		info, err := a.claim.platform.Info(tryCtx)

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
 	"github.com/pressly/goose/v3"
 
 	"github.com/berth-dev/berth/internal/event"
