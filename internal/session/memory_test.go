@@ -248,18 +248,17 @@ func TestAnEditThatWasNotSentIsSentUnderTheNextWorkItem(t *testing.T) {
 func TestASandboxThatAPersonStartedIsReplacedByOneWithMemory(t *testing.T) {
 	inMemory(t, turns{bash("cat a")}, func(h *house, store *sessiontest.Store) {
 		store.Put("/a", "remembered")
-		info := h.claude.Poll() // the session becomes known, without its stores
-		if _, err := h.keeper.Record(h.t.Context(), *info); err != nil {
-			t.Fatal(err)
-		}
+		h.until("the sandbox sleeps", func() bool { return h.claude.Done() && h.phase() == session.Parked })
+		h.reopen(func() {}) // the next process does not know the session's stores
 		if _, err := h.keeper.Open(h.t.Context(), sesn); err != nil {
 			t.Fatal(err)
 		}
+		h.claude.Do(func(l *sessiontest.Log) { bash("cat a")(l); l.Idle() })
 		h.until("the call is answered", h.claude.Done)
-		if got := h.text(1); !strings.Contains(got, "remembered") {
+		if got := h.text(2); !strings.Contains(got, "remembered") {
 			t.Errorf("read %s", got)
 		}
-		if n := len(h.fake.Creates()); n != 2 {
+		if n := len(h.fake.Creates()); n != 3 {
 			t.Errorf("%d sandboxes were made", n)
 		}
 	})
