@@ -27,6 +27,7 @@ func (s *Server) adminRoutes() {
 	admin("POST /_local/faults", s.adminFault)
 	admin("DELETE /_local/faults", s.adminClear)
 	admin("GET /_local/requests", s.adminRequests)
+	admin("GET /_local/posts", s.adminPosts)
 	admin("POST /_local/streams/cut", s.adminCut)
 	admin("GET /_local/work", s.adminWork)
 	admin("POST /_local/work", s.adminEnqueue)
@@ -137,6 +138,10 @@ func (s *Server) adminClear(http.ResponseWriter, *http.Request, caller) (any, *a
 
 func (s *Server) adminRequests(http.ResponseWriter, *http.Request, caller) (any, *apiError) {
 	return map[string]any{"data": s.Requests()}, nil
+}
+
+func (s *Server) adminPosts(_ http.ResponseWriter, r *http.Request, _ caller) (any, *apiError) {
+	return map[string]any{"data": orNone(s.Posts(r.URL.Query().Get("session")))}, nil
 }
 
 func (s *Server) adminCut(w http.ResponseWriter, r *http.Request, _ caller) (any, *apiError) {

@@ -1,6 +1,9 @@
 package local
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 // The calls of a session and what became of them (contract §4.4, §4.5). A call
 // is open until it has a result or is settled. A held call waits for a person's
@@ -16,7 +19,25 @@ type call struct {
 	posted     bool   // shown on the session's stream
 	served     *Result
 	done       bool
+	closed     time.Time // when it was done
 	result     Result
+}
+
+// state names where the call stands, for the record of results.
+func (c *call) state() string {
+	switch {
+	case c.done && c.result.Denied:
+		return "denied"
+	case c.done && c.result.Interrupted:
+		return "settled"
+	case c.served != nil:
+		return "served"
+	case c.done:
+		return "answered"
+	case c.held:
+		return "held"
+	}
+	return "open"
 }
 
 // needsClient reports whether somebody outside must act on the call.
@@ -36,7 +57,9 @@ func (s *Server) emitCall(se *session, c Call, input any) string {
 	if k.served == nil && (k.kind == MCP || k.kind == BuiltIn && slices.Contains(servedByPlatform, k.name)) {
 		k.served = TextResult("no result: the local platform has no "+k.name, false)
 	}
-	k.held = k.permission == "ask"
+	// What nobody knows asks, too: a client that does not understand the word must
+	// not run the call (contract §4.5).
+	k.held = k.permission == "ask" || k.permission == "unknown"
 	fields := map[string]any{"name": c.Name, "input": input}
 	typ := "agent.tool_use"
 	switch c.Kind {
@@ -88,21 +111,21 @@ func (s *Server) emitResult(se *session, c *call, r Result) {
 	s.emit(se, &event{Type: typ, Thread: c.thread, CrossPost: c.posted, Fields: map[string]any{
 		ref: c.id, "content": r.Content, "is_error": r.IsError,
 	}})
-	se.close(c, r)
+	s.close(se, c, r)
 }
 
 // close records the result of a call.
-func (se *session) close(c *call, r Result) {
+func (s *Server) close(se *session, c *call, r Result) {
 	r.Call = c.id
-	c.held, c.done, c.result = false, true, r
+	c.held, c.done, c.result, c.closed = false, true, r, s.clock.Now()
 	se.signal()
 }
 
 // settle closes the open calls that f selects without an answer.
-func (se *session) settle(f func(*call) bool) {
+func (s *Server) settle(se *session, f func(*call) bool) {
 	for _, c := range se.calls {
 		if !c.done && f(c) {
-			se.close(c, Result{Interrupted: true})
+			s.close(se, c, Result{Interrupted: true})
 		}
 	}
 }
@@ -182,6 +205,8 @@ func evaluate(agent map[string]any, c Call) (permission string, evaluation map[s
 		}
 	}
 	switch permission {
+	case "unknown":
+		return permission, nil
 	case "deny":
 		return permission, map[string]any{"type": "auto", "evaluated_permission": map[string]any{"type": "deny", "reason_code": "high_risk"}}
 	case "ask":

@@ -86,7 +86,7 @@ func (s *Server) endTurn(t *Turn, err error) {
 		if err != nil {
 			s.emitError(se, "unknown_error", err.Error(), "exhausted")
 			t.reason = map[string]any{"type": "retries_exhausted"}
-			se.settle(func(*call) bool { return true })
+			s.settle(se, func(*call) bool { return true })
 		}
 		if t.reason == nil {
 			t.reason = map[string]any{"type": "end_turn"}
@@ -117,7 +117,7 @@ func (s *Server) idleThreads(se *session) {
 // (contract §4.5). Called with s.mu.
 func (s *Server) interrupt(se *session, threadID string) {
 	if threadID != "" && threadID != se.joined[0] {
-		se.settle(func(c *call) bool { return c.thread == threadID })
+		s.settle(se, func(c *call) bool { return c.thread == threadID })
 		s.idleThread(se, se.threads[threadID], map[string]any{"type": "end_turn"})
 		s.afterAnswer(se)
 		return

@@ -68,7 +68,8 @@ type Fault struct {
 	// is right for the kinds that strike one operation only.
 	On string `yaml:"on"`
 	// Environment, Session and Work confine it to requests about them. A poll is
-	// about no session.
+	// about the session of the item that it hands out; with Session or Work set,
+	// Drop and the kinds that spoil a secret strike it, and no other.
 	Environment string `yaml:"environment"`
 	Session     string `yaml:"session"`
 	Work        string `yaml:"work"`
@@ -103,6 +104,8 @@ func (f *Fault) check() error {
 		f.On = ops[0]
 	case f.On == "":
 		return errors.New("fault: on is required for the kind " + string(f.Kind))
+	case f.On == "poll" && (f.Session != "" || f.Work != "") && f.Kind != Drop && !slices.Contains(ops, "poll"):
+		return errors.New("fault: of the polls that hand out one session, only drop and the kinds that spoil a secret strike")
 	case f.On == "stream" && (f.Kind == Drop || f.Kind == SlowBody):
 		return errors.New("fault: the kind " + string(f.Kind) + " does not strike streams; use cut")
 	case len(ops) > 0 && !slices.Contains(ops, f.On):
@@ -177,10 +180,15 @@ func (t *faultTable) empty() bool {
 
 // take returns the fault that strikes a request, or nil.
 func (t *faultTable) take(r *http.Request, sub subject) *Fault {
+	return t.strike(func(f *Fault) bool { return f.fits(r, sub) })
+}
+
+// strike returns the first waiting fault that fits and may strike now.
+func (t *faultTable) strike(fits func(*Fault) bool) *Fault {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, f := range t.waiting {
-		if !f.fits(r, sub) {
+		if !fits(f) {
 			continue
 		}
 		if f.Skip > 0 {
@@ -198,8 +206,22 @@ func (t *faultTable) take(r *http.Request, sub subject) *Fault {
 	return nil
 }
 
+// takeHandOut returns the fault that strikes the poll that hands out w, or nil.
+func (t *faultTable) takeHandOut(w *workItem) *Fault {
+	return t.strike(func(f *Fault) bool {
+		return f.On == "poll" && (f.Session != "" || f.Work != "") && (f.Session == "" || f.Session == w.Session) &&
+			(f.Work == "" || f.Work == w.ID) && (f.Environment == "" || f.Environment == w.Environment)
+	})
+}
+
+// abort ends a request without a reply.
+func abort() { panic(http.ErrAbortHandler) }
+
 func (f *Fault) fits(r *http.Request, sub subject) bool {
 	op := operation(r.Method, r.URL.Path)
+	if op == "poll" && (f.Session != "" || f.Work != "") {
+		return false // see takeHandOut
+	}
 	if op == "stream" && (f.Kind == Drop || f.Kind == SlowBody) {
 		return false // a stream has no end to wait for; see CutStream
 	}

@@ -28,6 +28,7 @@ func (s *Server) listEvents(_ http.ResponseWriter, r *http.Request, _ caller) (a
 		}
 		limit = n
 	}
+	limit = min(limit, s.opt.HistoryPage)
 	created, err := readRange(q)
 	if err != nil {
 		return nil, err

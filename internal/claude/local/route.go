@@ -26,7 +26,7 @@ func (s *Server) handle(pattern string, allow credKind, h handlerFunc) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		c, e := s.authenticate(r)
 		if e == nil {
-			entryOf(r).Credential = c.Kind.String()
+			entryOf(r).from(r, c)
 			e = s.authorize(r, c, allow)
 		}
 		if e == nil && allow&credAdmin == 0 {
@@ -52,6 +52,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, c caller, h handl
 		return
 	}
 	s.log.Debug("injecting fault", "kind", f.Kind, "op", f.On)
+	entryOf(r).Fault = f.Kind
 	r = r.WithContext(context.WithValue(r.Context(), faultKey{}, f))
 	s.serveFaulty(w, r, c, h, f)
 }
@@ -98,6 +99,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("request-id", newID("req_"))
 	w.Header().Set("anthropic-organization-id", "org_local")
 	entry := &Request{
+		Began:  s.clock.Now(),
 		Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, Operation: operation(r.Method, r.URL.Path),
 		Helper: r.Header.Get("x-stainless-helper"), Worker: r.Header.Get("Anthropic-Worker-ID"), Credential: "none",
 	}

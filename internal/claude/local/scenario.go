@@ -34,9 +34,10 @@ import (
 //	      - {tool: deploy, kind: custom, input: {env: prod}}
 //	      - tool: write
 //	        input: {file_path: /workspace/a, content: b}
-//	        permission: ask               # allow, ask, deny; default: the agent's policy
+//	        permission: ask               # allow, ask, deny, or unknown: a word that nobody knows yet; default: the agent's policy
 //	        person: {says: deny, because: "not there", after: 2s}   # or says: allow
 //	        expect: {error: true}
+//	      - {tool: deploy, kind: custom, client: {text: done, after: 1s}}   # another client answers it
 //	  - wait: message                     # end the turn; go on with the next message
 //	  - open_thread: reviewer             # a child thread; calls and messages may name it
 //	  - {thread: reviewer, message: "Looking."}
@@ -91,6 +92,7 @@ type StepCall struct {
 	Input      map[string]any `yaml:"input"`
 	Permission string         `yaml:"permission"`
 	Person     *StepPerson    `yaml:"person"`
+	Client     *StepClient    `yaml:"client"`
 	Served     string         `yaml:"served"` // the platform's own answer, for mcp, web_search and web_fetch
 	Expect     *Expectation   `yaml:"expect"`
 }
@@ -100,6 +102,12 @@ type StepPerson struct {
 	Says    string        `yaml:"says"` // allow or deny
 	Because string        `yaml:"because"`
 	After   time.Duration `yaml:"after"`
+}
+
+// StepClient is a pretend client, other than the worker, that answers a call.
+type StepClient struct {
+	Text  string        `yaml:"text"`
+	After time.Duration `yaml:"after"`
 }
 
 // StepInterrupt is a pretend person who interrupts while calls are open.
@@ -242,8 +250,10 @@ func (c StepCall) check() error {
 		return errors.New("tool: required")
 	case c.Kind != BuiltIn && c.Kind != Custom && c.Kind != MCP:
 		return fmt.Errorf("kind: %q is neither custom nor mcp", c.Kind)
-	case !slices.Contains([]string{"", "allow", "ask", "deny"}, c.Permission):
-		return fmt.Errorf("permission: %q is not allow, ask or deny", c.Permission)
+	case !slices.Contains([]string{"", "allow", "ask", "deny", "unknown"}, c.Permission):
+		return fmt.Errorf("permission: %q is not allow, ask, deny or unknown", c.Permission)
+	case c.Client != nil && c.Client.Text == "":
+		return errors.New("client.text: required")
 	case c.Person != nil && c.Person.Says != "allow" && c.Person.Says != "deny":
 		return errors.New("person.says: must be allow or deny")
 	}

@@ -301,6 +301,13 @@ func (b *scriptedBrain) persons(ctx context.Context, t *Turn, p *play, st *Step,
 		})
 	}
 	for i, c := range st.Calls {
+		if c.Client != nil {
+			typ, ref := "user.tool_result", "tool_use_id"
+			if c.Kind == Custom {
+				typ, ref = "user.custom_tool_result", "custom_tool_use_id"
+			}
+			act(c.Client.After, map[string]any{"type": typ, ref: ids[i], "content": textContent(c.Client.Text)})
+		}
 		if c.Person == nil {
 			continue
 		}

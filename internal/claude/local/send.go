@@ -9,14 +9,14 @@ import (
 // POST /v1/sessions/{id}/events (contract §4.2). A request is taken as a whole:
 // every event is checked against the session before the first one is applied.
 
-func (s *Server) sendEvents(w http.ResponseWriter, r *http.Request, _ caller) (any, *apiError) {
+func (s *Server) sendEvents(w http.ResponseWriter, r *http.Request, c caller) (any, *apiError) {
 	var body struct {
 		Events []json.RawMessage `json:"events"`
 	}
 	if err := decode(w, r, &body, false); err != nil {
 		return nil, err
 	}
-	replies, err := s.send(r.PathValue("session"), body.Events)
+	replies, err := s.send(r.PathValue("session"), body.Events, c)
 	if err != nil {
 		return nil, err
 	}
@@ -33,7 +33,7 @@ func (s *Server) Send(session string, events ...any) (ids []string, err error) {
 			return nil, fmt.Errorf("encode event: %w", err)
 		}
 	}
-	replies, refused := s.send(session, raw)
+	replies, refused := s.send(session, raw, caller{})
 	if refused != nil {
 		return nil, fmt.Errorf("send to session %s: %w", session, refused)
 	}
@@ -44,7 +44,7 @@ func (s *Server) Send(session string, events ...any) (ids []string, err error) {
 	return ids, nil
 }
 
-func (s *Server) send(session string, raw []json.RawMessage) ([]map[string]any, *apiError) {
+func (s *Server) send(session string, raw []json.RawMessage, by caller) ([]map[string]any, *apiError) {
 	inputs, err := readInputs(raw, "events")
 	if err != nil {
 		return nil, err
@@ -56,6 +56,7 @@ func (s *Server) send(session string, raw []json.RawMessage) ([]map[string]any, 
 		return nil, err
 	}
 	repeats, err := s.fit(se, inputs)
+	s.notePosts(se, inputs, by, err == nil)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +153,7 @@ func (s *Server) apply(se *session, in input, answered *bool) map[string]any {
 	switch in.Type {
 	case "user.tool_result", "user.custom_tool_result":
 		reply := s.emit(se, e).reply()
-		se.close(c, in.Result)
+		s.close(se, c, in.Result)
 		*answered = true
 		return reply
 	case "user.define_outcome":

@@ -76,6 +76,11 @@ type Options struct {
 	// StreamBuffer is how many events a stream's reader may lag before it is
 	// disconnected. Default 1024.
 	StreamBuffer int
+	// HistoryPage is the most events in one page of a history, whatever the limit
+	// asks for. Default 1000.
+	HistoryPage int
+	// MemoryRoot is where sessions mount their memory stores. Default /mnt/memory.
+	MemoryRoot string
 	// RequestLog is how many requests Requests remembers. Default 10,000.
 	RequestLog int
 	// BaseURL is put into work secrets as api_base_url when not empty.
@@ -110,7 +115,11 @@ func (o Options) withDefaults() Options {
 	orDefault(&o.ReclaimAfter, 5*time.Second)
 	orDefault(&o.KeepAlive, 15*time.Second)
 	orDefault(&o.StreamBuffer, 1024)
+	orDefault(&o.HistoryPage, maxEvents)
 	orDefault(&o.RequestLog, 10_000)
+	if o.MemoryRoot == "" {
+		o.MemoryRoot = "/mnt/memory"
+	}
 	if o.Scenario == "" {
 		o.Scenario = "echo"
 	}
@@ -156,6 +165,7 @@ type Server struct {
 	queue        *queue
 	sessions     map[string]*session
 	sessionOrder []string
+	posts        []Post // the newest results that clients sent
 }
 
 // agentSource knows agents; sessions are created from it.

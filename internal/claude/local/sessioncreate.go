@@ -255,7 +255,7 @@ func (s *Server) readStore(raw json.RawMessage) (map[string]any, *apiError) {
 	}
 	return map[string]any{
 		"type": "memory_store", "memory_store_id": b.ID, "access": access, "instructions": instructions,
-		"name": info.Name, "description": info.Description, "mount_path": "/mnt/memory/" + slug(info.Name, b.ID),
+		"name": info.Name, "description": info.Description, "mount_path": s.opt.MemoryRoot + "/" + slug(info.Name, b.ID),
 	}, nil
 }
 

@@ -250,7 +250,7 @@ func (s *Server) deleteSession(se *session) {
 
 // endTurnEarly settles all open calls and ends the turn under way with cause.
 func (s *Server) endTurnEarly(se *session, cause error) {
-	se.settle(func(*call) bool { return true })
+	s.settle(se, func(*call) bool { return true })
 	if se.turn != nil && se.turn.over == nil {
 		se.turn.over = cause
 		se.turn.cancel(cause)

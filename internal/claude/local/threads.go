@@ -96,7 +96,7 @@ func (s *Server) terminateThread(se *session, t *thread) {
 	if t == nil || t.Status == statusTerminated || t.Parent == "" {
 		return
 	}
-	se.settle(func(c *call) bool { return c.thread == t.ID })
+	s.settle(se, func(c *call) bool { return c.thread == t.ID })
 	s.threadStatus(se, t, statusTerminated, nil)
 	s.hooks.notify("session.thread_terminated", se.ID, map[string]any{"session_thread_id": t.ID})
 }

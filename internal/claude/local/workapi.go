@@ -62,8 +62,16 @@ func (s *Server) pollWork(_ http.ResponseWriter, r *http.Request, _ caller) (any
 		now := s.now()
 		item, next := s.queue.poll(env.ID, worker, reclaim, now)
 		if item != nil {
-			reply := item.reply(s.mintSecret(item, faultOf(r)))
+			entry, f := entryOf(r), faultOf(r)
+			if f == nil {
+				f = s.faults.takeHandOut(item)
+			}
+			entry.Session, entry.Work, entry.Claim, entry.Fault = item.Session, item.ID, item.claim, f.kind()
+			reply := item.reply(s.mintSecret(item, f))
 			s.mu.Unlock()
+			if f.kind() == Drop && f != faultOf(r) {
+				abort()
+			}
 			return reply, nil
 		}
 		changed := s.queue.changed
@@ -129,6 +137,7 @@ func (s *Server) ackWork(_ http.ResponseWriter, r *http.Request, _ caller) (any,
 	if err != nil {
 		return nil, err
 	}
+	entryOf(r).Session = item.Session
 	if err := s.queue.ack(item, s.opt.AckIdempotent, s.now()); err != nil {
 		return nil, err
 	}
@@ -152,16 +161,29 @@ func (s *Server) beatWork(_ http.ResponseWriter, r *http.Request, c caller) (any
 		return nil, err
 	}
 	now := s.now()
+	entry := entryOf(r)
+	entry.Session, entry.Sent, entry.Answer = item.Session, q.Get("expected_last_heartbeat"), "lost"
+	note := func(reply map[string]any) {
+		entry.Answer, _ = reply["state"].(string)
+		entry.Token, _ = reply["last_heartbeat"].(string)
+	}
 	switch f := faultOf(r); {
 	case f.kind() == LeaseLost && item.held():
 		s.queue.lapse(item, now)
 	case f.kind() == NotExtended && item.held():
 		s.queue.lapse(item, now)
-		return item.beatReply(false), nil
+		reply := item.beatReply(false)
+		note(reply)
+		return reply, nil
 	case f.kind() == Stopping && item.live():
 		_ = s.queue.stop(item, 0, false, now) // already stopping is as good
 	}
-	return s.queue.beat(item, c.claim, q.Get("expected_last_heartbeat"), ttl, now)
+	reply, err := s.queue.beat(item, c.claim, q.Get("expected_last_heartbeat"), ttl, now)
+	if err != nil {
+		return nil, err
+	}
+	note(reply)
+	return reply, nil
 }
 
 func (s *Server) stopWork(w http.ResponseWriter, r *http.Request, c caller) (any, *apiError) {
@@ -176,6 +198,11 @@ func (s *Server) stopWork(w http.ResponseWriter, r *http.Request, c caller) (any
 	item, err := s.workByPath(r)
 	if err != nil {
 		return nil, err
+	}
+	entry := entryOf(r)
+	entry.Session, entry.Sent = item.Session, "graceful"
+	if body.Force {
+		entry.Sent = "force"
 	}
 	if err := s.queue.stop(item, c.claim, body.Force, s.now()); err != nil {
 		return nil, err
