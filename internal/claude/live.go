@@ -32,7 +32,7 @@ type live struct {
 func (c *conn) open(ctx context.Context, what string, p plan, send request) (*live, error) {
 	for attempt := 1; ; attempt++ {
 		l, err := c.openOnce(ctx, what, send)
-		if err == nil || attempt >= p.attempts || !session.Retryable(err) || !c.pause(ctx, attempt, err) {
+		if err == nil || attempt >= p.attempts || !repeatable(err) || !c.pause(ctx, attempt, err) {
 			return l, err
 		}
 	}

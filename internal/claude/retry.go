@@ -31,7 +31,7 @@ type request func(ctx context.Context, opts ...option.RequestOption) error
 
 // do makes a call by its plan and returns the body of a 2xx answer, whatever
 // its content type: an empty 204 is an empty body. Attempts stop when the error
-// is not worth repeating (session.Retryable), when the platform asks for a
+// is not worth repeating (repeatable), when the platform asks for a
 // longer pause than we hold a caller for, or when ctx or the call's total time
 // ends; the error is then that of the last attempt.
 func (c *conn) do(ctx context.Context, what string, p plan, send request) ([]byte, error) {
@@ -42,13 +42,22 @@ func (c *conn) do(ctx context.Context, what string, p plan, send request) ([]byt
 		if err == nil || p.fine != 0 && session.StatusOf(err) == p.fine {
 			return answer, nil
 		}
-		if attempt >= p.attempts || !session.Retryable(err) || errors.Is(err, errTooLarge) {
+		if attempt >= p.attempts || !repeatable(err) || errors.Is(err, errTooLarge) {
 			return nil, err
 		}
 		if !c.pause(ctx, attempt, err) {
 			return nil, err
 		}
 	}
+}
+
+// repeatable reports whether a call may be made again at once: when it may succeed
+// later, unless the platform asks not to.
+func repeatable(err error) bool {
+	if r, ok := errors.AsType[*session.Refusal](err); ok && r.Retry != nil {
+		return *r.Retry
+	}
+	return session.Retryable(err)
 }
 
 func (c *conn) try(ctx context.Context, what string, p plan, send request) ([]byte, error) {

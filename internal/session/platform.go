@@ -160,7 +160,8 @@ func (r *Refusal) Error() string {
 
 // Retryable reports whether the same request may succeed later: no answer at
 // all, 408, 409, 429 and 5xx, unless x-should-retry says otherwise (contract
-// §1.4).
+// §1.4). That header speaks of the request and not of the session: a server's own
+// failure is never a reason to give a session up, whatever stands there (§3.3).
 func Retryable(err error) bool {
 	if err == nil {
 		return false
@@ -169,7 +170,7 @@ func Retryable(err error) bool {
 	if !errors.As(err, &r) {
 		return true
 	}
-	if r.Retry != nil {
+	if r.Retry != nil && (*r.Retry || r.Status < 500) {
 		return *r.Retry
 	}
 	switch r.Status {
