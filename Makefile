@@ -7,10 +7,10 @@ FUZZTIME ?= 30s
 PACKAGES  = $(shell go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v '/e2e$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-race e2e lint fmt generate verify demo bench soak fuzz dist clean
+.PHONY: help build test test-race e2e lint fmt generate verify demo bench conformance soak fuzz dist clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build ./berth, one static file
 	CGO_ENABLED=0 go build -o berth ./cmd/berth
@@ -42,6 +42,9 @@ demo: build ## A session at work against the local platform: no account needed
 
 bench: ## Figures against the official SDK's worker, as ratios
 	go test ./bench -run '^$$' -bench . -benchtime 1x -timeout 30m
+
+conformance: ## Hold Berth and the official workers to the contract; writes docs/conformance.md
+	go test ./conformance -run TestWorkersKeepTheContract -count=1 -timeout 60m -v -args -subjects berth,go,npm -slow -seeds 8 -write
 
 soak: ## What takes long: the whole crash matrix, 100 rounds of random kills, ten minutes of races
 	go test -count=1 -timeout 60m ./e2e -run 'Killed' -full

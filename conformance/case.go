@@ -81,6 +81,8 @@ type Action struct {
 	// (the worker), or faults.
 	Do     string        `yaml:"do"`
 	Faults []local.Fault `yaml:"faults"`
+	// Maybe marks an action whose moment need not come: the story may end without.
+	Maybe bool `yaml:"maybe"`
 }
 
 // Skill is a skill of the case's agent.

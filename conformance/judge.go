@@ -30,6 +30,7 @@ type check struct {
 // named in beyondAlways, or by a case.
 var checks = []check{
 	{"story", "§4.5", "the scenario went as written: every result is what its call must give, and every command ran once", story},
+	{"once", "§4.6, §12.11", "no command is run again by a claim that follows", once},
 	{"answered", "§4.5, §12.32", "no call is left open, and the session does not wait for results that nobody will give", answered},
 	{"single", "§4.2, §12.15", "no result is sent for a call that is answered", single},
 	{"quiet", "§4.5, §12.14, §12.18", "nothing is sent for calls that are held, denied, interrupted or somebody else's", quiet},
@@ -49,6 +50,7 @@ var checks = []check{
 var beyondAlways = map[string]string{
 	"silent": "the contract forbids two workers on one session, and does not say how soon the one that lost its lease falls silent",
 	"token":  "the contract calls the token preferred",
+	"once":   "the contract has unanswered calls dispatched, and does not say what a new claim knows of those that an old one began",
 }
 
 var checkNames = func() (names []string) {
@@ -77,12 +79,26 @@ func Judge(t *Trace) []Breach {
 }
 
 func story(t *Trace) (wrong []string) {
-	wrong = slices.Clone(t.Report.Failures)
+	wrong = slices.DeleteFunc(slices.Clone(t.Report.Failures), ranTwice)
 	if t.Late != "" && len(wrong) == 0 {
 		wrong = append(wrong, t.Late)
 	}
 	if t.Case.Items > 0 && len(t.Works) > t.Case.Items {
 		wrong = append(wrong, fmt.Sprintf("%d work items were needed, want at most %d", len(t.Works), t.Case.Items))
+	}
+	return wrong
+}
+
+// twice is what the cases print when a line stands in their file twice.
+const twice = `matches "TWICE"`
+
+func ranTwice(failure string) bool { return strings.Contains(failure, twice) }
+
+func once(t *Trace) (wrong []string) {
+	for _, f := range t.Report.Failures {
+		if ranTwice(f) {
+			wrong = append(wrong, "a command ran twice")
+		}
 	}
 	return wrong
 }
@@ -97,12 +113,13 @@ func answered(t *Trace) []string {
 	return nil
 }
 
-// race is how long a client may not know yet what the platform knows.
-const race = 2 * time.Second
+// race is how long a client may not know yet what the platform knows: some time
+// on the way, and more when the machine was so busy that the kit had to wait, too.
+func race(t *Trace) time.Duration { return 2*time.Second + 5*t.Lag }
 
 func single(t *Trace) (wrong []string) {
 	for _, p := range t.Posts {
-		if p.State == "answered" && p.Claim > 0 && !(p.Since < race && otherAnswered(t, p.Call)) {
+		if p.State == "answered" && p.Claim > 0 && !(p.Since < race(t) && otherAnswered(t, p.Call)) {
 			wrong = append(wrong, fmt.Sprintf("a result for %s came %s after the call was answered", p.Call, p.Since.Round(time.Millisecond)))
 		}
 	}
@@ -122,7 +139,7 @@ func doubtful(t *Trace) bool {
 func quiet(t *Trace) (wrong []string) {
 	for _, p := range t.Posts {
 		switch {
-		case p.State == "open" || p.State == "answered" || p.State == "settled" && p.Since < race:
+		case p.State == "open" || p.State == "answered" || p.State == "settled" && p.Since < race(t):
 		case p.Work == "" && p.Claim == 0 && p.Accepted: // a pretend client of the case
 		default:
 			wrong = append(wrong, fmt.Sprintf("a result was sent for %s, which was %s", p.Call, p.State))
@@ -156,7 +173,7 @@ func byClaim(t *Trace) (order []claim, all map[claim][]local.Request) {
 func beats(t *Trace) (wrong []string) {
 	order, all := byClaim(t)
 	for _, k := range order {
-		heard, lost, first := []string{"NO_HEARTBEAT"}, false, true
+		heard, lost, first := []string{"NO_HEARTBEAT"}, time.Time{}, true
 		for _, r := range all[k] {
 			if r.Operation != "heartbeat" {
 				continue
@@ -169,20 +186,29 @@ func beats(t *Trace) (wrong []string) {
 			case !first && !slices.Contains(heard, r.Sent) && !continues(t):
 				wrong = append(wrong, fmt.Sprintf("a heartbeat expects %s, want %s", r.Sent, heard[len(heard)-1]))
 			}
-			if lost && r.Fault == "" {
-				wrong = append(wrong, "a heartbeat after a 412")
+			if !lost.IsZero() && r.Began.After(lost.Add(race(t))) {
+				wrong = append(wrong, fmt.Sprintf("a heartbeat %s after a 412", r.Began.Sub(lost).Round(time.Millisecond)))
 			}
 			first = false
 			if r.Status == 200 && r.Token != "" {
-				if r.Fault == "" { // what was heard for certain replaces what came before
+				if arrived(t, r) { // what was heard for certain replaces what came before
 					heard = heard[:0]
 				}
 				heard = append(heard, r.Token)
 			}
-			lost = lost || r.Status == 412
+			if r.Status == 412 && arrived(t, r) && lost.IsZero() {
+				lost = r.At
+			}
 		}
 	}
 	return wrong
+}
+
+// arrived reports whether the client heard the answer, for certain: nothing struck
+// it, it was there, and the machine was not so busy that it may have given up.
+func arrived(t *Trace, r local.Request) bool {
+	return r.Fault != local.Drop && r.Fault != local.Reset && r.Fault != local.Hang && r.Fault != local.SlowBody &&
+		!r.Gone && r.At.Sub(r.Began) < time.Second && t.Lag < time.Second
 }
 
 // continues reports whether the worker was ended by the case: another process may
@@ -192,9 +218,9 @@ func continues(t *Trace) bool {
 }
 
 // lostAt is when a claim was told that its lease is lost; zero for never.
-func lostAt(requests []local.Request) time.Time {
+func lostAt(t *Trace, requests []local.Request) time.Time {
 	for _, r := range requests {
-		if r.Operation == "heartbeat" && r.Status == 412 {
+		if r.Operation == "heartbeat" && r.Status == 412 && arrived(t, r) {
 			return r.At
 		}
 	}
@@ -204,7 +230,7 @@ func lostAt(requests []local.Request) time.Time {
 func fenced(t *Trace) (wrong []string) {
 	order, all := byClaim(t)
 	for _, k := range order {
-		at := lostAt(all[k])
+		at := lostAt(t, all[k])
 		for _, r := range all[k] {
 			if !at.IsZero() && r.Operation == "stop" && r.Began.After(at) {
 				wrong = append(wrong, fmt.Sprintf("%s was stopped %s after a 412", k.work, r.Began.Sub(at).Round(time.Millisecond)))
@@ -217,8 +243,8 @@ func fenced(t *Trace) (wrong []string) {
 func silent(t *Trace) (wrong []string) {
 	_, all := byClaim(t)
 	for _, p := range t.Posts {
-		at := lostAt(all[claim{p.Work, p.Claim}])
-		if !at.IsZero() && p.At.After(at.Add(race/4)) {
+		at := lostAt(t, all[claim{p.Work, p.Claim}])
+		if !at.IsZero() && p.At.After(at.Add(race(t)/4)) {
 			wrong = append(wrong, fmt.Sprintf("a result for %s left %s after a 412", p.Call, p.At.Sub(at).Round(time.Millisecond)))
 		}
 	}
@@ -251,12 +277,30 @@ func token(t *Trace) (wrong []string) {
 	if spoilt || t.Case.Item != "" {
 		return nil
 	}
+	_, all := byClaim(t)
 	for _, r := range t.Requests {
-		if r.Credential == "environment key" && slices.Contains(ofTheToken, r.Operation) {
+		if r.Credential == "environment key" && slices.Contains(ofTheToken, r.Operation) && held(all, r.Began) {
 			wrong = append(wrong, r.Operation+" with the environment key")
 		}
 	}
 	return compact(wrong)
+}
+
+// held reports whether some claim beat before and after a moment: then there was
+// a token to use. A session that nobody works on has none.
+func held(all map[claim][]local.Request, at time.Time) bool {
+	for _, requests := range all {
+		before, after := false, false
+		for _, r := range requests {
+			if r.Operation == "heartbeat" && r.Status == 200 {
+				before, after = before || r.At.Before(at), after || r.Began.After(at)
+			}
+		}
+		if before && after {
+			return true
+		}
+	}
+	return false
 }
 
 func valid(t *Trace) (wrong []string) {

@@ -26,6 +26,7 @@ type Trace struct {
 	Open     []string // calls that wait for a client
 	Status   string
 	Released time.Duration // from the end of the turn to the release; 0 if it was not released
+	Lag      time.Duration // the longest that the kit itself was kept waiting for the processor
 	Parked   bool          // given up: calls wait, and nobody has or gets the work
 	Late     string        // what did not happen in time
 	Memories []map[string]string
@@ -223,7 +224,7 @@ func (p *player) story(ctx context.Context, token string) error {
 			return true
 		}
 		works := p.works()
-		if p.ended(report) && p.next == len(p.c.Do) {
+		if p.ended(report) && !p.needed() {
 			if over.IsZero() {
 				over = now
 			}
@@ -260,6 +261,11 @@ func (p *player) ended(r local.Report) bool {
 		return status == ""
 	}
 	return r.Done && status == "idle" && len(p.lane.stage.server.OpenCalls(p.session)) == 0
+}
+
+// needed reports whether an action is still to come that has to.
+func (p *player) needed() bool {
+	return slices.ContainsFunc(p.c.Do[p.next:], func(a Action) bool { return !a.Maybe })
 }
 
 // expects reports whether the next action waits for a moment.
@@ -376,9 +382,12 @@ func (p *player) wait(ctx context.Context, ok func() bool) bool {
 	defer tick.Stop()
 	late := time.NewTimer(p.c.Within)
 	defer late.Stop()
-	for !ok() {
+	for looked := time.Now(); !ok(); {
 		select {
 		case <-tick.C:
+			now := time.Now()
+			p.t.Lag = max(p.t.Lag, now.Sub(looked)-tickEvery)
+			looked = now
 		case <-late.C:
 			return false
 		case <-ctx.Done():

@@ -20,6 +20,9 @@ type Options struct {
 	Match *regexp.Regexp
 	// Slow runs the slow cases, too.
 	Slow bool
+	// Patience multiplies the time that a case may take, for busy machines.
+	// Default 1.
+	Patience int
 	// Alone is how many platforms for one case each run at once, for each
 	// subject. Default 2.
 	Alone int
@@ -75,6 +78,7 @@ func (r *Report) Failed() (n int) {
 func Run(ctx context.Context, o Options) (*Report, error) {
 	report := &Report{Results: map[string]map[string]Result{}}
 	for _, c := range o.Cases {
+		c.Within *= time.Duration(max(o.Patience, 1))
 		if (o.Match == nil || o.Match.MatchString(c.Name)) && (o.Slow || !c.Slow) {
 			report.Cases = append(report.Cases, c)
 		}

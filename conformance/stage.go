@@ -20,7 +20,7 @@ import (
 
 // leaseTTL is short, so that lapsing leases do not make cases long, and long
 // enough for a busy machine: workers beat at half of it.
-const leaseTTL = 6 * time.Second
+const leaseTTL = 8 * time.Second
 
 // historyPage is how many events a page of history has: few, so that every
 // history has several.

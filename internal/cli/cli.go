@@ -29,16 +29,17 @@ type grammar struct {
 	Server string `help:"Server to talk to (default: $BERTH_SERVER, or the configured listen address)." placeholder:"URL"`
 	JSON   bool   `help:"Write JSON for programs."`
 
-	Serve    serveCmd    `cmd:"" help:"Run the control plane."`
-	Demo     demoCmd     `cmd:"" help:"Watch a session work, without any account."`
-	Platform platformCmd `cmd:"" help:"Run the local stand-in for the Claude platform."`
-	Doctor   doctorCmd   `cmd:"" help:"Check this host and the configuration, with the fix for what is missing."`
-	Sessions sessionsCmd `cmd:"" help:"Look at sessions."`
-	Agents   agentsCmd   `cmd:"" help:"Look at agents and set what their sandboxes are made with."`
-	Exec     execCmd     `cmd:"" help:"Run a command in a session's sandbox."`
-	Attach   attachCmd   `cmd:"" help:"Open a terminal in a session's sandbox."`
-	Settings settingsCmd `cmd:"" name:"config" help:"Check and explain the configuration."`
-	Version  versionCmd  `cmd:"" help:"Show the version."`
+	Serve       serveCmd       `cmd:"" help:"Run the control plane."`
+	Demo        demoCmd        `cmd:"" help:"Watch a session work, without any account."`
+	Platform    platformCmd    `cmd:"" help:"Run the local stand-in for the Claude platform."`
+	Conformance conformanceCmd `cmd:"" help:"Hold workers to the contract of self-hosted environments."`
+	Doctor      doctorCmd      `cmd:"" help:"Check this host and the configuration, with the fix for what is missing."`
+	Sessions    sessionsCmd    `cmd:"" help:"Look at sessions."`
+	Agents      agentsCmd      `cmd:"" help:"Look at agents and set what their sandboxes are made with."`
+	Exec        execCmd        `cmd:"" help:"Run a command in a session's sandbox."`
+	Attach      attachCmd      `cmd:"" help:"Open a terminal in a session's sandbox."`
+	Settings    settingsCmd    `cmd:"" name:"config" help:"Check and explain the configuration."`
+	Version     versionCmd     `cmd:"" help:"Show the version."`
 }
 
 // Program is what the command line needs of its process.

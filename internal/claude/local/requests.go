@@ -22,6 +22,7 @@ type Request struct {
 	Worker     string    `json:"worker,omitempty"`    // Anthropic-Worker-ID
 	Status     int       `json:"status"`              // 0 when no reply was written
 	Fault      FaultKind `json:"fault,omitempty"`     // what struck it
+	Gone       bool      `json:"gone,omitempty"`      // the client had left before the reply
 
 	// What it was about, as far as the path, the token or the reply say.
 	Session string `json:"session,omitempty"`
@@ -128,6 +129,9 @@ func (s *Server) Requests() []Request {
 func (q *Request) from(r *http.Request, c caller) {
 	q.Credential, q.Claim = c.Kind.String(), c.claim
 	q.Session, q.Work = cmp.Or(r.PathValue("session"), c.Session), cmp.Or(r.PathValue("work"), c.Work)
+	if q.Operation == "heartbeat" { // also when a fault keeps it from being looked at
+		q.Sent = r.URL.Query().Get("expected_last_heartbeat")
+	}
 }
 
 type entryKey struct{}

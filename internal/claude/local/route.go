@@ -105,7 +105,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	rec := &statusWriter{ResponseWriter: w, entry: entry}
 	defer func() { // also after an aborted connection
-		entry.At = s.clock.Now()
+		entry.At, entry.Gone = s.clock.Now(), r.Context().Err() != nil
 		s.requests.add(*entry)
 	}()
 	s.mu.Lock()

@@ -121,7 +121,7 @@ func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request, _ caller) 
 				return written{}, nil
 			}
 		case <-keepAlive.C:
-			if !out.comment("keep-alive") {
+			if !out.late() || !out.comment("keep-alive") {
 				return written{}, nil
 			}
 		case <-r.Context().Done():
@@ -185,6 +185,13 @@ func (o *frameWriter) frame(f frame) bool {
 		return false
 	}
 	return o.release(f)
+}
+
+// late writes the frame that was held back when none has come to go before it.
+func (o *frameWriter) late() bool {
+	kept := o.kept
+	o.kept = nil
+	return kept == nil || o.plain(*kept)
 }
 
 // release writes f and, behind it, the frame that was held back.

@@ -162,7 +162,7 @@ func (s *Server) beatWork(_ http.ResponseWriter, r *http.Request, c caller) (any
 	}
 	now := s.now()
 	entry := entryOf(r)
-	entry.Session, entry.Sent, entry.Answer = item.Session, q.Get("expected_last_heartbeat"), "lost"
+	entry.Session, entry.Answer = item.Session, "lost"
 	note := func(reply map[string]any) {
 		entry.Answer, _ = reply["state"].(string)
 		entry.Token, _ = reply["last_heartbeat"].(string)
