@@ -19,7 +19,7 @@ var addresses atomic.Int32
 func Berth(path, version string) Subject {
 	return Subject{
 		Name: "Berth", Version: version, Command: []string{path, "serve"}, Slots: 4,
-		Can: []string{"skills", "webhooks", "restart"}, Release: 3 * time.Second,
+		Can: []string{"skills", "memory", "webhooks", "restart"}, Release: 3 * time.Second,
 		Prepare: prepareBerth,
 		Cleanup: func(ctx context.Context, dir string) error {
 			app.Reclaim(ctx, data(dir)) // sandboxes outlive the server

@@ -230,7 +230,7 @@ func (st *step) postFailed(in PostFailed) {
 	case !Retryable(in.Err):
 		st.giveUp("the platform refused a result: "+in.Err.Error(), true, false)
 	default:
-		c.postAfter = st.now.Add(max(delay(c.attempts, time.Second, 30*time.Second), askedFor(in.Err)))
+		c.postAfter = st.now.Add(max(delay(c.attempts, time.Second, 10*time.Second), askedFor(in.Err)))
 		st.doubt(c)
 	}
 }

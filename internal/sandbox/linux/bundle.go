@@ -24,6 +24,7 @@ type layout struct {
 	binds     []string // host folders shown read-only under their own path
 	guest     string   // our binary
 	workspace string
+	mounts    string // shown as /mnt, "" when no share is below it
 	shares    []mountedShare
 	cgroup    string // cgroup path, "" when there are no limits
 	unified   bool   // the cgroup is of version 2
@@ -84,6 +85,9 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 		s.Mounts = append(s.Mounts, bind(dir, dir, "ro"))
 	}
 	s.Mounts = append(s.Mounts, bind(l.guest, guestPath, "ro"), bind(l.workspace, workspacePath, "rw"))
+	if l.mounts != "" {
+		s.Mounts = append(s.Mounts, bind(l.mounts, mountsPath, "ro"))
+	}
 	for i, sh := range l.shares {
 		s.Mounts = append(s.Mounts, bind(sh.source, sh.Path, sh.mode()))
 		if sh.live {

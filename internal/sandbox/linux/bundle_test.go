@@ -23,6 +23,7 @@ func TestBundle(t *testing.T) {
 		cgroup: "/berth/b0", ids: identity{base: hostIDs, agent: agentUID},
 	}
 	ordinary := l
+	l.mounts = "/stage/mnt"
 	l.shares = []mountedShare{
 		{Share: sandbox.Share{Path: "/mnt/memory/notes"}, source: "/stage/notes", live: true},
 		{Share: sandbox.Share{Path: "/workspace/skills", Dir: "/skills", ReadOnly: true}, source: "/stage/skills"},

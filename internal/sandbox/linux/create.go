@@ -110,6 +110,10 @@ func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec) (_ *San
 func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *prepared) (*Sandbox, error) {
 	root, workspace := filepath.Join(b.images, p.root), f.path(workspaceName)
 	staged := []string{root, b.binaries, workspace}
+	mounts := f.mounts(r.Shares)
+	if mounts != "" {
+		staged = append(staged, mounts)
+	}
 	for _, sh := range r.Shares {
 		staged = append(staged, f.shared(sh))
 	}
@@ -120,6 +124,9 @@ func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *pr
 	l := layout{
 		root: stage.inside(root), binds: p.binds, workspace: stage.inside(workspace),
 		guest: stage.inside(filepath.Join(b.binaries, p.binary)), shares: f.mounted(stage, r.Shares), ids: b.runtime.ids,
+	}
+	if mounts != "" {
+		l.mounts = stage.inside(mounts)
 	}
 	if b.limits != nil {
 		if err := b.limits.makeParent(); err != nil {

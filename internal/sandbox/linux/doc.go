@@ -10,6 +10,7 @@
 //	    runtime.log      what the runtime said about failures
 //	    overlay/         the root's writable layer (one unlinked file)
 //	    workspace/       /workspace; outlives the sandbox with KeepFiles
+//	    mnt/             /mnt, when shares are mounted below it
 //	    shares/          folders that host and sandbox see both; stay with it
 //
 // says what exists; /proc says what runs (process.go): the processes carry the

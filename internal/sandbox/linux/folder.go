@@ -79,7 +79,7 @@ func (f folder) make(r record, owner, agent int) (kept bool, err error) {
 			return false, fmt.Errorf("give the workspace to the agent: %w", err)
 		}
 	}
-	if err := f.makeShares(r.Shares, owner, agent); err != nil {
+	if err := errors.Join(f.makeShares(r.Shares, owner, agent), f.makeMounts(r.Shares, owner)); err != nil {
 		return kept, err
 	}
 	b, err := json.Marshal(r)
@@ -105,7 +105,7 @@ func (f folder) record() (record, error) {
 // clear removes what a run of the sandbox left, and keeps workspace, shares and
 // record.
 func (f folder) clear() error {
-	for _, name := range []string{bundleName, overlayName, inName, outName, logName, guestLogName} {
+	for _, name := range []string{bundleName, overlayName, mountsName, inName, outName, logName, guestLogName} {
 		if err := removeAll(f.path(name)); err != nil {
 			return fmt.Errorf("clear sandbox folder: %w", err)
 		}

@@ -146,7 +146,7 @@ func invented() []entry {
 	home.Agent = true
 	return []entry{
 		dir(".berth", 0o755), file(strings.TrimPrefix(guestPath, "/"), ""), // bound over
-		dir("dev", 0o755), dir("proc", 0o555), dir("sys", 0o555), dir("run", 0o755), dir("root", 0o700),
+		dir("dev", 0o755), dir("proc", 0o555), dir("sys", 0o555), dir("run", 0o755), dir("root", 0o700), dir("mnt", 0o755),
 		dir(strings.TrimPrefix(workspacePath, "/"), 0o755), // bound over
 		dir("home", 0o755), home,
 		dir("tmp", fs.ModeSticky|0o777),

@@ -5,7 +5,9 @@ package linux
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -19,10 +21,14 @@ import (
 // without a folder of its own lives in the sandbox's folder, next to the
 // workspace, and stays as long as that does.
 
-const sharesName = "shares"
+const (
+	sharesName = "shares"
+	mountsName = "mnt" // what /mnt is inside when something is mounted below it
+	mountsPath = "/mnt"
+)
 
 // shareParents are the folders inside below which a share may be.
-var shareParents = []string{"/mnt/", workspacePath + "/"}
+var shareParents = []string{mountsPath + "/", workspacePath + "/"}
 
 func checkShares(shares []sandbox.Share) error {
 	if len(shares) > sandbox.MaxShares {
@@ -76,11 +82,44 @@ func (f folder) makeShares(shares []sandbox.Share, owner, agent int) error {
 		if s.ReadOnly {
 			who = owner
 		}
-		if err := os.Lchown(dir, who, who); err != nil {
+		if err := errors.Join(os.Lchown(dir, who, who), os.Chmod(dir, 0o755)); err != nil {
 			return fmt.Errorf("give share %s to its owner: %w", s.Path, err)
 		}
 	}
 	return nil
+}
+
+// makeMounts lays the folder that is shown as /mnt, with a place for each share
+// below it. The runtime would make these places in the image, which all sandboxes
+// share: each would see the names of the others' shares.
+func (f folder) makeMounts(shares []sandbox.Share, owner int) error {
+	for _, s := range shares {
+		below, found := strings.CutPrefix(s.Path, mountsPath+"/")
+		if !found {
+			continue
+		}
+		at := f.path(mountsName)
+		for _, name := range append([]string{""}, strings.Split(below, "/")...) {
+			at = filepath.Join(at, name)
+			if err := os.Mkdir(at, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("make a place for share %s: %w", s.Path, err)
+			}
+			if err := errors.Join(os.Lchown(at, owner, owner), os.Chmod(at, 0o755)); err != nil {
+				return fmt.Errorf("make a place for share %s: %w", s.Path, err)
+			}
+		}
+	}
+	return nil
+}
+
+// mounts is the folder shown as /mnt, "" when no share is below it.
+func (f folder) mounts(shares []sandbox.Share) string {
+	for _, s := range shares {
+		if strings.HasPrefix(s.Path, mountsPath+"/") {
+			return f.path(mountsName)
+		}
+	}
+	return ""
 }
 
 // mountedShare is a share as the runtime sees it.

@@ -67,6 +67,16 @@ var shareCases = []testCase{
 		}
 		h.holds(filepath.Join(outside, "f"), "kept")
 	}},
+	{claim: "a sandbox does not see the names of other sandboxes' shares", needs: withShares, run: func(h *host) {
+		first, second := h.spec(), h.spec()
+		first.Shares = []sandbox.Share{{Path: "/mnt/memory/first"}}
+		second.Shares = []sandbox.Share{{Path: "/mnt/memory/second"}}
+		a, b := h.create(first), h.create(second)
+		_, c := h.start()
+		h.says(h.guest(a), "ls /mnt/memory", "first")
+		h.says(h.guest(b), "ls /mnt/memory", "second")
+		h.says(c, "ls -A /mnt 2>/dev/null", "")
+	}},
 	{claim: "a share stays with the workspace and goes with it", needs: withShares, run: func(h *host) {
 		s := h.spec()
 		s.Shares = []sandbox.Share{{Path: "/mnt/memory/notes"}}
