@@ -244,12 +244,6 @@ func (c *Case) script(name string) *local.Scenario {
 	return &local.Scenario{Name: name, Description: c.Says, Steps: c.Steps}
 }
 
-// group is the first half of the name.
-func (c *Case) group() string {
-	g, _, _ := strings.Cut(c.Name, "/")
-	return g
-}
-
 // with returns the case with the values of one run put in.
 func (c *Case) with(values map[string]any) (Case, error) {
 	steps := make([]local.Step, len(c.Steps))

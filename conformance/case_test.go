@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -55,9 +56,7 @@ func TestMistakesInACaseAreFound(t *testing.T) {
 	} {
 		tree := map[string]any{}
 		for _, m := range []map[string]any{ok, change} {
-			for k, v := range m {
-				tree[k] = v
-			}
+			maps.Copy(tree, m)
 		}
 		if _, err := expand(tree, nil); err == nil {
 			t.Errorf("%s: no error", name)

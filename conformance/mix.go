@@ -16,7 +16,7 @@ func Mixtures(first uint64, n int) ([]Case, error) {
 	}
 	var all []Case
 	for i := range n {
-		c, err := mixture(first + uint64(i)) //nolint:gosec // an index is not negative
+		c, err := mixture(first + uint64(i))
 		if err != nil {
 			return nil, err
 		}
@@ -39,7 +39,7 @@ func mixture(seed uint64) (Case, error) {
 	if err != nil {
 		return Case{}, err
 	}
-	r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // it has to be repeatable
+	r := rand.New(rand.NewPCG(seed, 0))
 	for range 3 + r.IntN(4) {
 		c.Faults = append(c.Faults, draw(r))
 	}

@@ -26,12 +26,10 @@ func (r *Report) rows() []Case {
 func (r *Report) Markdown(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("| case | what must hold | contract |")
-	rule := "\n| --- | --- | --- |"
 	for _, s := range r.Subjects {
 		fmt.Fprintf(&b, " %s |", s.Name)
-		rule += " :-: |"
 	}
-	b.WriteString(rule + "\n")
+	b.WriteString("\n| --- | --- | --- |" + strings.Repeat(" :-: |", len(r.Subjects)) + "\n")
 	for _, c := range r.rows() {
 		fmt.Fprintf(&b, "| %s | %s | %s |", c.Name, cell(c.Says), c.Cites)
 		for _, s := range r.Subjects {

@@ -112,7 +112,7 @@ func startWorker(s Subject, env ...string) (*worker, Setup, error) {
 func (w *worker) start() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	cmd := exec.Command(w.subject.Command[0], w.subject.Command[1:]...) //nolint:gosec // the command is the caller's choice
+	cmd := exec.Command(w.subject.Command[0], w.subject.Command[1:]...) //nolint:noctx // it ends with its worker, not with a call
 	cmd.Dir, cmd.Stdout, cmd.Stderr = w.dir, &w.log, &w.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	for _, e := range cmd.Environ() { // ours, without anything that names another platform

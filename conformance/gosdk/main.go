@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -28,10 +27,10 @@ func main() {
 		return
 	}
 	maxIdle := idle
-	client := anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(os.Getenv("ANTHROPIC_BASE_URL")))
+	client := anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(os.Getenv("ANTHROPIC_BASE_URL"))) //nolint:forbidigo // this is a program of its own
 	w := environments.NewEnvironmentWorker(client, environments.EnvironmentWorkerOptions{
-		EnvironmentID:      os.Getenv("ANTHROPIC_ENVIRONMENT_ID"),
-		EnvironmentKey:     os.Getenv("ANTHROPIC_ENVIRONMENT_KEY"),
+		EnvironmentID:      os.Getenv("ANTHROPIC_ENVIRONMENT_ID"),  //nolint:forbidigo // as above
+		EnvironmentKey:     os.Getenv("ANTHROPIC_ENVIRONMENT_KEY"), //nolint:forbidigo // as above
 		MaxIdle:            &maxIdle,
 		MemorySyncInterval: environments.MinMemorySyncInterval,
 		Logger:             slog.New(slog.NewTextHandler(os.Stderr, nil)),
@@ -39,7 +38,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	if err := w.Run(ctx); err != nil && ctx.Err() == nil {
-		log.Fatal(err) //nolint:gocritic // the process ends, and with it everything deferred
+		slog.Error("the worker ended", "err", err)
+		stop()
+		os.Exit(1)
 	}
 }
 
@@ -51,7 +52,7 @@ func version() {
 	}
 	for _, m := range info.Deps {
 		if m.Path == "github.com/anthropics/anthropic-sdk-go/v2" {
-			os.Stdout.WriteString("github.com/anthropics/anthropic-sdk-go/v2 " + m.Version + "\n")
+			_, _ = os.Stdout.WriteString("github.com/anthropics/anthropic-sdk-go/v2 " + m.Version + "\n")
 		}
 	}
 }
