@@ -31,7 +31,7 @@ var house = plan{
 			apart: "adapters that know each other cannot be replaced one by one; internal/app connects them",
 			rooms: []string{
 				"internal/claude", "internal/claude/local", "internal/store", "internal/vault", "internal/access",
-				"internal/api", "internal/sandbox/linux", "internal/telemetry", "internal/crash",
+				"internal/api", "internal/sandbox/linux", "internal/telemetry", "internal/crash", "internal/skill",
 			},
 		},
 		{

@@ -19,6 +19,8 @@ name: skilled
 steps:
   - calls:
       - {tool: bash, input: {command: "cat /workspace/skills/greet/SKILL.md; bash /workspace/skills/greet/run.sh"}, expect: {text: '(?s)How to greet.*hello', error: false}}
+      - {tool: bash, input: {command: "(echo x > /workspace/skills/greet/SKILL.md; rm -rf /workspace/skills/greet; mv /workspace/skills /workspace/other; touch /workspace/skills/new) 2>/dev/null; ls /workspace/skills/greet"}, expect: {text: '(?s)SKILL.md.*run.sh', error: false}}
+      - {tool: write, input: {file_path: skills/greet/SKILL.md, content: x}, expect: {text: read-only, error: true}}
       - {tool: read, input: {file_path: skills/greet/SKILL.md}, expect: {text: How to greet, error: false}}
   - message: Done.
 `)

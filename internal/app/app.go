@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,6 +25,7 @@ import (
 	"github.com/berth-dev/berth/internal/intake"
 	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/session"
+	"github.com/berth-dev/berth/internal/skill"
 	"github.com/berth-dev/berth/internal/store"
 	"github.com/berth-dev/berth/internal/telemetry"
 	"github.com/berth-dev/berth/internal/vault"
@@ -50,6 +52,7 @@ type App struct {
 	crash    *crash.Driver // nil but in tests
 	bus      *event.Bus
 	keeper   *session.Keeper
+	skills   *skill.Cache
 	queues   map[string]*claude.Queue // by environment
 	pollers  []*intake.Poller
 	metrics  *telemetry.Metrics
@@ -97,7 +100,15 @@ func (a *App) open(ctx context.Context, o Options) (err error) {
 			return err
 		}
 	}
-	a.keeper = session.NewKeeper(keeperConfig(o.Config, a.Token), a.crash.Backend(a.backend), a.crash.Records(a.store), seal, a.bus, o.Log)
+	a.skills, err = skill.Open(skill.Config{
+		Dir: filepath.Join(o.Config.DataDir, "skills"), Keep: o.Config.Skills.Keep, Size: int64(o.Config.Skills.Size), Logger: o.Log,
+	})
+	if err != nil {
+		return err
+	}
+	settings := keeperConfig(o.Config, a.Token)
+	settings.Skills, settings.Visit = a.skills, a.visit
+	a.keeper = session.NewKeeper(settings, a.crash.Backend(a.backend), a.crash.Records(a.store), seal, a.bus, o.Log)
 	if err := a.openQueues(); err != nil {
 		return err
 	}
@@ -241,6 +252,10 @@ func (a *App) Close() error {
 			errs = append(errs, err)
 		}
 	}
+	if a.skills != nil {
+		errs = append(errs, a.skills.Close())
+		a.skills = nil
+	}
 	if a.backend != nil {
 		errs = append(errs, a.backend.Close())
 		a.backend = nil
@@ -259,6 +274,15 @@ func (a *App) door(item session.Item) session.Platform {
 		return nil
 	}
 	return a.crash.Platform(q.Platform(item))
+}
+
+// visit opens a session of a configured environment that nobody works on.
+func (a *App) visit(environment, id string) session.Visitor {
+	q := a.queues[environment]
+	if q == nil {
+		return nil
+	}
+	return q.Session(id)
 }
 
 func (a *App) pollerStatus() []intake.Status {
@@ -387,6 +411,9 @@ func (a *App) housekeeping(ctx context.Context) {
 		a.lookAtParked(ctx)
 		if err := a.keeper.Sweep(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn("left-over sandboxes not removed", "err", err)
+		}
+		if err := a.skills.Sweep(ctx); err != nil && ctx.Err() == nil {
+			a.log.Warn("old skills not removed", "err", err)
 		}
 		if err := a.store.PruneWebhooks(ctx, time.Now().Add(-keepWebhooks)); err != nil && ctx.Err() == nil {
 			a.log.Warn("old webhooks not removed", "err", err)

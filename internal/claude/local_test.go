@@ -218,14 +218,18 @@ func TestTheDoorServesASessionOfTheLocalPlatform(t *testing.T) {
 			!slices.Equal(i.CustomTools, []string{"deploy"}) || len(i.Skills) != 1 {
 			t.Fatalf("Info = %+v, %v", i, err)
 		}
-		name, archive, err := p.Skill(t.Context(), i.Skills[0])
+		v, err := p.SkillVersion(t.Context(), i.Skills[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		archive, err := p.SkillArchive(t.Context(), i.Skills[0].ID, v.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
 		content, err := io.ReadAll(archive)
 		archive.Close()
-		if err != nil || name != "greeter" || !strings.HasPrefix(string(content), "PK") {
-			t.Errorf("Skill = %q, %d bytes, %v", name, len(content), err)
+		if err != nil || v.Name != "greeter" || !strings.HasPrefix(string(content), "PK") {
+			t.Errorf("Skill = %+v, %d bytes, %v", v, len(content), err)
 		}
 		serve(t, p)
 		s.played(t)

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/session"
 )
 
@@ -75,13 +74,18 @@ func TestSkillIsResolvedAndThenDownloadedByItsVersion(t *testing.T) {
 		u := newUpstream(t,
 			ok(`{"id":"skver_9","type":"skill_version","skill_id":"skill_1","name":"report-writer","description":"d","created_at":"2026-11-23T10:00:00Z"}`),
 			reply(200, "application/zip", "PK the archive"))
-		name, archive, err := newTestPlatform(t, u).Skill(t.Context(), session.Skill{ID: "skill_1", Version: version})
+		p := newTestPlatform(t, u)
+		v, err := p.SkillVersion(t.Context(), session.Skill{ID: "skill_1", Version: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		archive, err := p.SkillArchive(t.Context(), "skill_1", v.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
 		content, err := io.ReadAll(archive)
-		if err != nil || name != "report-writer" || string(content) != "PK the archive" {
-			t.Errorf("Skill = %q, %q, %v", name, content, err)
+		if err != nil || v.Name != "report-writer" || string(content) != "PK the archive" {
+			t.Errorf("Skill = %+v, %q, %v", v, content, err)
 		}
 		if err := archive.Close(); err != nil {
 			t.Error(err)
@@ -101,14 +105,13 @@ func TestSkillIsResolvedAndThenDownloadedByItsVersion(t *testing.T) {
 }
 
 func TestASkillThatIsTooLargeFails(t *testing.T) {
-	version := ok(`{"id":"skver_9","name":"n"}`)
-	announced := newUpstream(t, version, func(w http.ResponseWriter, r *http.Request) {
+	announced := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "67108865")
 	})
-	if _, _, err := newTestPlatform(t, announced).Skill(t.Context(), session.Skill{ID: "s"}); !errors.Is(err, errTooLarge) {
-		t.Errorf("announced: Skill = %v, want errTooLarge", err)
+	if _, err := newTestPlatform(t, announced).SkillArchive(t.Context(), "s", "skver_9"); !errors.Is(err, errTooLarge) {
+		t.Errorf("announced: SkillArchive = %v, want errTooLarge", err)
 	}
-	endless := newUpstream(t, version, func(w http.ResponseWriter, r *http.Request) {
+	endless := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		chunk := make([]byte, 1<<20)
 		for {
 			if _, err := w.Write(chunk); err != nil {
@@ -116,13 +119,13 @@ func TestASkillThatIsTooLargeFails(t *testing.T) {
 			}
 		}
 	})
-	_, archive, err := newTestPlatform(t, endless).Skill(t.Context(), session.Skill{ID: "s"})
+	archive, err := newTestPlatform(t, endless).SkillArchive(t.Context(), "s", "skver_9")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer archive.Close()
 	n, err := io.Copy(io.Discard, archive)
-	if !errors.Is(err, errTooLarge) || n != sandbox.MaxSkillArchive {
+	if !errors.Is(err, errTooLarge) || n != session.MaxSkillArchive {
 		t.Errorf("endless: read %d bytes, %v", n, err)
 	}
 }
@@ -130,7 +133,7 @@ func TestASkillThatIsTooLargeFails(t *testing.T) {
 func TestASkillsNameIsOneSafePathElement(t *testing.T) {
 	for name, want := range map[string]string{
 		"report": "report", " x ": "x", "../../etc/cron.d": "cron.d", `..\..\up`: "up", "/": "skill_1", "..": "skill_1", "": "skill_1", "a/..": "skill_1",
-		"a\x00b": "skill_1",
+		"a\x00b": "skill_1", ".hidden": "skill_1",
 	} {
 		if got := folder(name, "skill_1"); got != want {
 			t.Errorf("folder(%q) = %q, want %q", name, got, want)

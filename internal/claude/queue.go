@@ -174,8 +174,14 @@ func (q *Queue) Platform(item session.Item) session.Platform {
 	return p
 }
 
+// Visitor is a session as one sees it who works on it not.
+type Visitor interface {
+	Reader
+	session.SkillSource
+}
+
 // Session opens one session of the environment for reading, with the environment
 // key: for sessions that nobody works on.
-func (q *Queue) Session(id string) Reader {
+func (q *Queue) Session(id string) Visitor {
 	return &platform{conn: q.conn, session: id, environment: q.environment}
 }

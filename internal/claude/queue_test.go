@@ -145,7 +145,11 @@ func TestEveryRequestCarriesItsOwnCredentialAlone(t *testing.T) {
 			return err
 		}},
 		{"skill", "Bearer " + token, "", func() error {
-			_, archive, err := item.Skill(t.Context(), session.Skill{ID: "skill_1"})
+			_, err := item.SkillVersion(t.Context(), session.Skill{ID: "skill_1"})
+			return err
+		}},
+		{"skill content", "Bearer " + token, "", func() error {
+			archive, err := item.SkillArchive(t.Context(), "skill_1", "skver_1")
 			if err == nil {
 				archive.Close()
 			}

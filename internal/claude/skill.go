@@ -13,46 +13,47 @@ import (
 	"github.com/anthropics/anthropic-sdk-go/v2"
 	"github.com/anthropics/anthropic-sdk-go/v2/option"
 
-	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/session"
 )
 
-// Skill resolves a version ("" and latest are the newest) and opens its archive
-// by the concrete version id. The name is a single safe path element. Reading
-// more than sandbox.MaxSkillArchive bytes fails.
-func (p *platform) Skill(ctx context.Context, s session.Skill) (string, io.ReadCloser, error) {
-	what := "read skill " + s.ID
+// SkillVersion resolves a version; "" and latest are the newest. The name is a
+// single safe path element.
+func (p *platform) SkillVersion(ctx context.Context, s session.Skill) (session.SkillVersion, error) {
 	if s.ID == "" {
-		return "", nil, errors.New("read skill: it has no id")
+		return session.SkillVersion{}, errors.New("read skill: it has no id")
 	}
-	answer, err := p.conn.do(ctx, what, p.conn.again(), func(ctx context.Context, opts ...option.RequestOption) error {
+	answer, err := p.conn.do(ctx, "read skill "+s.ID, p.conn.again(), func(ctx context.Context, opts ...option.RequestOption) error {
 		_, err := p.conn.api.Beta.Skills.Versions.Get(ctx, cmp.Or(s.Version, "latest"),
 			anthropic.BetaSkillVersionGetParams{SkillID: s.ID}, opts...)
 		return err
 	})
 	if err != nil {
-		return "", nil, err
+		return session.SkillVersion{}, err
 	}
 	var version anthropic.BetaSkillVersion
 	if err := json.Unmarshal(answer, &version); err != nil {
-		return "", nil, fmt.Errorf("decode version of skill %s: %w", s.ID, err)
+		return session.SkillVersion{}, fmt.Errorf("decode version of skill %s: %w", s.ID, err)
 	}
 	if version.ID == "" {
-		return "", nil, fmt.Errorf("decode version of skill %s: it has no id", s.ID)
+		return session.SkillVersion{}, fmt.Errorf("decode version of skill %s: it has no id", s.ID)
 	}
-	l, err := p.conn.open(ctx, "download skill "+s.ID, p.conn.again(), func(ctx context.Context, opts ...option.RequestOption) error {
-		_, err := p.conn.api.Beta.Skills.Versions.Download(ctx, version.ID,
-			anthropic.BetaSkillVersionDownloadParams{SkillID: s.ID}, opts...)
+	return session.SkillVersion{ID: version.ID, Name: folder(version.Name, s.ID)}, nil
+}
+
+// SkillArchive opens the archive of a concrete version.
+func (p *platform) SkillArchive(ctx context.Context, skill, version string) (io.ReadCloser, error) {
+	l, err := p.conn.open(ctx, "download skill "+skill, p.conn.again(), func(ctx context.Context, opts ...option.RequestOption) error {
+		_, err := p.conn.api.Beta.Skills.Versions.Download(ctx, version, anthropic.BetaSkillVersionDownloadParams{SkillID: skill}, opts...)
 		return err
 	})
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	if l.res.ContentLength > sandbox.MaxSkillArchive {
+	if l.res.ContentLength > session.MaxSkillArchive {
 		l.Close()
-		return "", nil, fmt.Errorf("download skill %s: %d bytes: %w", s.ID, l.res.ContentLength, errTooLarge)
+		return nil, fmt.Errorf("download skill %s: %d bytes: %w", skill, l.res.ContentLength, errTooLarge)
 	}
-	return folder(version.Name, s.ID), body{&bounded{from: l, left: sandbox.MaxSkillArchive}, l}, nil
+	return body{&bounded{from: l, left: session.MaxSkillArchive}, l}, nil
 }
 
 // folder reduces a skill's name to one path element; fallback where nothing
@@ -60,7 +61,7 @@ func (p *platform) Skill(ctx context.Context, s session.Skill) (string, io.ReadC
 func folder(name, fallback string) string {
 	for _, n := range []string{name, fallback} {
 		n = path.Base(strings.TrimSpace(strings.ReplaceAll(n, `\`, "/")))
-		if n != "." && n != ".." && n != "/" && !strings.ContainsRune(n, 0) {
+		if n != "/" && !strings.HasPrefix(n, ".") && !strings.ContainsRune(n, 0) {
 			return n
 		}
 	}

@@ -8,13 +8,15 @@ import (
 	"time"
 
 	"github.com/anthropics/anthropic-sdk-go/v2/option"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // This file makes HTTP safe for requests that carry credentials and for answers
 // of unknown size.
 
 // errTooLarge is the error of a body that exceeds its bound.
-var errTooLarge = errors.New("the answer is larger than Berth accepts")
+var errTooLarge = fault.New(fault.TooLarge, "the answer is larger than Berth accepts")
 
 // httpClient returns a client of our own: a copy of base, or one with a fresh
 // transport. It has no overall timeout, which would cut streams; every call has

@@ -29,6 +29,7 @@ type Config struct {
 	Sessions     Sessions      `yaml:"sessions" doc:"How sessions are served."`
 	Sandbox      Sandbox       `yaml:"sandbox" doc:"The place where a session's tools run."`
 	Agents       []Agent       `yaml:"agents" doc:"Settings of single agents' sandboxes, where they differ from the above. What is set with berth agents set wins over them."`
+	Skills       Skills        `yaml:"skills" doc:"The skills of agents, unpacked once for all sessions."`
 	Client       Client        `yaml:"client" doc:"For commands that talk to a running server."`
 
 	// File is the YAML file that was read, "" when there was none.
@@ -99,6 +100,12 @@ func (l Limits) Sandbox() sandbox.Limits {
 	return sandbox.Limits{
 		MemoryBytes: int64(l.Memory), CPUs: l.CPUs, Processes: l.Processes, OpenFiles: uint64(max(l.OpenFiles, 0)),
 	}
+}
+
+// Skills configures their cache below data_dir.
+type Skills struct {
+	Keep time.Duration `yaml:"keep" default:"720h" min:"1h" max:"8760h" doc:"How long a version of a skill stays after it was last used."`
+	Size Bytes         `yaml:"size" default:"10GiB" min:"16MiB" max:"1TiB" doc:"Of all versions, unpacked. Beyond it those that were used longest ago are removed; sandboxes that show them keep their files."`
 }
 
 // Client configures the commands that talk to a server.

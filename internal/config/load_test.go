@@ -45,6 +45,7 @@ func TestDefaults(t *testing.T) {
 		BaseURL:  "https://api.anthropic.com",
 		Log:      Log{Level: "info", Format: "text"},
 		Sessions: Sessions{Capacity: 16, ReleaseAfter: 15 * time.Second, ToolTimeout: 2 * time.Minute, ReadEvery: time.Minute, MemorySync: 15 * time.Second, SweepEvery: 5 * time.Minute},
+		Skills:   Skills{Keep: 720 * time.Hour, Size: 10 << 30},
 		Sandbox: Sandbox{
 			Backend: "linux", Image: "host", Warm: 5 * time.Minute, SetupTimeout: 5 * time.Minute,
 			Limits: Limits{Memory: 2 << 30, CPUs: 2, Processes: 512, OpenFiles: 8192},

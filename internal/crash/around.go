@@ -92,9 +92,14 @@ func (p platform) Stop(ctx context.Context, force bool) error {
 	return p.d.pass(func() error { return p.Platform.Stop(ctx, force) }, "platform.Stop")
 }
 
-func (p platform) Skill(ctx context.Context, s session.Skill) (name string, archive io.ReadCloser, err error) {
-	err = p.d.pass(func() (err error) { name, archive, err = p.Platform.Skill(ctx, s); return err }, "platform.Skill")
-	return name, archive, err
+func (p platform) SkillVersion(ctx context.Context, s session.Skill) (v session.SkillVersion, err error) {
+	err = p.d.pass(func() (err error) { v, err = p.Platform.SkillVersion(ctx, s); return err }, "platform.SkillVersion")
+	return v, err
+}
+
+func (p platform) SkillArchive(ctx context.Context, skill, version string) (archive io.ReadCloser, err error) {
+	err = p.d.pass(func() (err error) { archive, err = p.Platform.SkillArchive(ctx, skill, version); return err }, "platform.SkillArchive")
+	return archive, err
 }
 
 // Records returns r with its steps.
@@ -235,8 +240,4 @@ func (g guest) Acknowledge(ctx context.Context, ids ...string) error {
 func (g guest) Exec(ctx context.Context, e sandbox.Exec) (r sandbox.ExecResult, err error) {
 	err = g.d.pass(func() (err error) { r, err = g.Guest.Exec(ctx, e); return err }, "guest.Exec")
 	return r, err
-}
-
-func (g guest) InstallSkill(ctx context.Context, name string, archive io.Reader) error {
-	return g.d.pass(func() error { return g.Guest.InstallSkill(ctx, name, archive) }, "guest.InstallSkill")
 }

@@ -76,11 +76,11 @@ const (
 // steps are the names of everything that a plan can be about.
 var steps = []string{
 	"queue.Poll", "queue.Ack", "queue.ForceStop", // after:queue.Poll is about a poll that found something
-	"platform.Info", "platform.Stream", "platform.History", "platform.Answer", "platform.Heartbeat", "platform.Stop", "platform.Skill",
+	"platform.Info", "platform.Stream", "platform.History", "platform.Answer", "platform.Heartbeat", "platform.Stop", "platform.SkillVersion", "platform.SkillArchive",
 	commit, "records.LoadSession", "records.OpenWork", "records.LiveSessions",
 	"backend.Create", "backend.Attach", "backend.List", "backend.Remove",
 	"sandbox.Guest", "sandbox.Destroy",
-	"guest.Call", "guest.Recall", "guest.Cancel", "guest.Acknowledge", "guest.Exec", "guest.InstallSkill",
+	"guest.Call", "guest.Recall", "guest.Cancel", "guest.Acknowledge", "guest.Exec",
 }
 
 const commit = "records.Commit"

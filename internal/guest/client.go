@@ -138,38 +138,6 @@ func (c *Client) Exec(ctx context.Context, e sandbox.Exec) (sandbox.ExecResult, 
 	return res, nil
 }
 
-// InstallSkill implements sandbox.Guest.
-func (c *Client) InstallSkill(ctx context.Context, name string, archive io.Reader) error {
-	st, err := c.conn.Open(ctx, wire.Request{Op: wire.OpSkill, Name: name})
-	if err != nil {
-		return err
-	}
-	defer st.Reset()
-	buf := make([]byte, wire.MaxPayload)
-	for sent := 0; ; {
-		n, readErr := archive.Read(buf)
-		if sent += n; sent > sandbox.MaxSkillArchive {
-			return fmt.Errorf("install skill %q: the archive exceeds %d bytes", name, sandbox.MaxSkillArchive)
-		}
-		if _, err := st.WriteContext(ctx, buf[:n]); errors.Is(err, io.ErrClosedPipe) {
-			break // the guest has seen enough; the trailer says why
-		} else if err != nil {
-			return fmt.Errorf("install skill %q: %w", name, err)
-		}
-		if errors.Is(readErr, io.EOF) {
-			st.CloseBody()
-			break
-		}
-		if readErr != nil {
-			return fmt.Errorf("read archive of skill %q: %w", name, readErr)
-		}
-	}
-	if _, err := answer(ctx, st); err != nil {
-		return fmt.Errorf("install skill %q: %w", name, err)
-	}
-	return nil
-}
-
 // ask opens a stream, sends the body and waits for the answer. When ctx ends
 // it stops waiting.
 func (c *Client) ask(ctx context.Context, r wire.Request, body []byte) ([]byte, error) {

@@ -120,7 +120,6 @@ func TestBrokenConnectionFailsEveryWaiter(t *testing.T) {
 			func() error { _, err := g.Call(t.Context(), tool.Call{ID: "a"}); return err },
 			func() error { _, err := g.Recall(t.Context(), "b"); return err },
 			func() error { return g.Acknowledge(t.Context(), "c") },
-			func() error { return g.InstallSkill(t.Context(), "d", strings.NewReader("x")) },
 			func() error { _, err := g.Terminal(t.Context(), sandbox.Size{}); return err },
 		} {
 			wg.Go(func() {
@@ -164,15 +163,3 @@ func TestGuestThatDoesNotAnswerIsGivenUp(t *testing.T) {
 		}
 	})
 }
-
-func TestSkillWhoseArchiveBreaksIsNotInstalled(t *testing.T) {
-	g, _ := attach(t, &fake{})
-	broken := errors.New("the download broke")
-	if err := g.InstallSkill(t.Context(), "a", io.MultiReader(strings.NewReader("half"), failing{broken})); !errors.Is(err, broken) {
-		t.Errorf("got %v", err)
-	}
-}
-
-type failing struct{ err error }
-
-func (f failing) Read([]byte) (int, error) { return 0, f.err }

@@ -80,6 +80,8 @@ const MaxShares = 16
 // the workspace.
 type Share struct {
 	// Path is where it is inside: clean, absolute, below /mnt or /workspace.
+	// What the workspace already has there, and is no empty folder, is kept
+	// beside it as <name>.aside-N.
 	Path string `json:"path"`
 	// Dir is a folder of the host, which must belong to nobody inside: such a
 	// share is read-only, and several sandboxes may show the same folder. When
@@ -175,16 +177,9 @@ type Guest interface {
 	Exec(ctx context.Context, e Exec) (ExecResult, error)
 	// Terminal opens an interactive shell.
 	Terminal(ctx context.Context, size Size) (Terminal, error)
-	// InstallSkill unpacks an archive (zip, tar, tar.gz, tar.bz2) to
-	// /workspace/skills/<name> by the rules of contract §6.1. The archive is
-	// read to the end; at most MaxSkillArchive bytes.
-	InstallSkill(ctx context.Context, name string, archive io.Reader) error
 	// Close drops the connection; the guest and its calls go on.
 	Close() error
 }
-
-// MaxSkillArchive bounds the packed size of one skill, in bytes.
-const MaxSkillArchive = 64 << 20
 
 // Exec is a one-shot command. Argv[0] is looked up in PATH. Output beyond
 // MaxOutput bytes per stream is cut from the front.

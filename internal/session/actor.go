@@ -36,7 +36,6 @@ type actor struct {
 	opens   chan openRequest
 
 	sandbox   sandbox.Sandbox // nil when none runs
-	skilled   bool            // its skills are installed
 	adoptOnly bool            // the next start attaches or does nothing
 	waiters   []openRequest   // people who wait for it
 	info      Info

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/berth-dev/berth/internal/event"
@@ -25,27 +24,33 @@ const (
 // movePlan is what startSandbox needs to know, taken on the actor's goroutine.
 type movePlan struct {
 	ref       *sandbox.Ref // of a sandbox that may still run
-	known     bool         // it is on record, so it was set up and its skills were installed
+	known     bool         // it is on record, so it was set up
 	adoptOnly bool         // attach, or leave it
-	platform  Platform     // nil when a person asked between two work items
+	claim     *claim       // nil when a person asked between two work items
+	visitor   Visitor      // who knows the skills; nil when nobody does
+	home      string       // the environment that they belong to
 	skills    []Skill
 	informed  bool // skills are known
 	agent     agentRef
 	outfit    *outfit // what a new sandbox was made with
 	memories  *memoryRun
 	shares    []sandbox.Share // known without a work item
+	busy      bool            // a call may be running in it
 }
 
 func (a *actor) planMove() movePlan {
 	plan := movePlan{
-		ref: a.record.Sandbox, known: a.record.Sandbox != nil, memories: a.memories,
-		agent: agentRef{a.record.Agent, a.record.AgentName},
+		ref: a.record.Sandbox, known: a.record.Sandbox != nil, home: a.record.Environment, busy: a.busyInside(),
+		memories: a.memories, agent: agentRef{a.record.Agent, a.record.AgentName},
 	}
 	if a.claim != nil {
-		plan.platform, plan.skills, plan.informed = a.claim.platform, a.info.Skills, a.informed
+		plan.claim, plan.visitor, plan.skills, plan.informed = a.claim, a.claim.platform, a.info.Skills, a.informed
 	} else {
 		plan.adoptOnly = a.adoptOnly
 		plan.shares, _ = storeShares(a.info.Memories) // a work item says what is wrong with them
+	}
+	if a.claim == nil && !plan.adoptOnly && a.keeper.cfg.Visit != nil {
+		plan.visitor = a.keeper.cfg.Visit(a.record.Environment, a.id)
 	}
 	a.adoptOnly = false
 	return plan
@@ -56,13 +61,9 @@ func (a *actor) planMove() movePlan {
 func (a *actor) startSandbox(ctx, runCtx context.Context, plan movePlan) {
 	sb, instance, adopted, err := a.bringUp(runCtx, &plan)
 	if err == nil {
-		skilled := plan.platform != nil
-		if adopted {
-			skilled = plan.known
-		}
 		a.tell(ctx, message{apply: func() {
 			a.wear(plan.outfit)
-			a.settleIn(ctx, sb, instance, adopted, skilled)
+			a.settleIn(ctx, sb, instance, adopted, plan.claim)
 		}})
 		return
 	}
@@ -87,14 +88,17 @@ func (a *actor) startSandbox(ctx, runCtx context.Context, plan movePlan) {
 	}})
 }
 
-// bringUp attaches to the sandbox on record or makes a new one, and installs the
-// skills into a new one before anything can run in it. When it ends because ctx
+// bringUp attaches to the sandbox on record or makes a new one, and shows it the
+// skills before anything can run in it. When it ends because ctx
 // did, what it found or made is left as it is, for whoever comes next.
 func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sandbox, instance string, adopted bool, err error) {
 	ctx, cancel := context.WithTimeout(runCtx, startWithin)
 	defer cancel()
 	if plan.ref != nil {
 		sb, instance, err = a.reattach(ctx, *plan.ref)
+		if err == nil {
+			err = a.refit(runCtx, plan, sb)
+		}
 		if err == nil {
 			err = a.reopen(ctx, plan, sb)
 		}
@@ -120,8 +124,10 @@ func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sand
 	}
 	began := a.keeper.now()
 	a.note(ctx, event.SandboxStarting, nil)
+	a.learnSkills(ctx, plan)
 	sb, err = a.create(ctx, plan, sandbox.Spec{
 		ID: sandbox.ID(a.id), Session: a.id, Image: fit.profile.Image, Env: fit.profile.Env, Limits: fit.profile.Limits(),
+		Shares: a.skillShares(plan),
 	})
 	if err != nil {
 		return nil, "", false, err
@@ -134,9 +140,7 @@ func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sand
 		}
 		return nil, "", false, err
 	}
-	if plan.platform != nil {
-		a.installSkills(runCtx, *plan, g)
-	}
+	a.showSkills(runCtx, plan, sb)
 	if err = a.setUp(runCtx, g, &fit.profile); err != nil {
 		if runCtx.Err() == nil {
 			err = errors.Join(err, destroy(runCtx, sb, sandbox.KeepFiles))
@@ -174,8 +178,9 @@ func destroy(ctx context.Context, sb sandbox.Sandbox, how sandbox.Removal) error
 	return sb.Destroy(ctx, how)
 }
 
-// settleIn runs on the actor once a sandbox is up.
-func (a *actor) settleIn(ctx context.Context, sb sandbox.Sandbox, instance string, adopted, skilled bool) {
+// settleIn runs on the actor once a sandbox is up; it was started for a claim, or
+// for none.
+func (a *actor) settleIn(ctx context.Context, sb sandbox.Sandbox, instance string, adopted bool, starter *claim) {
 	if a.record.Phase == Over { // it ended meanwhile, and nothing may be left
 		if err := destroy(ctx, sb, sandbox.Everything); err != nil {
 			a.log.Error("sandbox not removed; the sweep tries again", "err", err)
@@ -185,7 +190,6 @@ func (a *actor) settleIn(ctx context.Context, sb sandbox.Sandbox, instance strin
 	}
 	now := a.keeper.now()
 	ref := sb.Ref()
-	a.skilled = skilled
 	if a.claim == nil {
 		a.record.Phase = Warm
 	}
@@ -207,6 +211,9 @@ func (a *actor) settleIn(ctx context.Context, sb sandbox.Sandbox, instance strin
 		}
 		a.tell(ctx, message{apply: func() { a.moveOut(ctx, sb, exit) }})
 	})
+	if starter != a.claim && !a.equip(ctx) {
+		return
+	}
 	a.answerOpens(sb, nil)
 	a.step(ctx, SandboxUp{Instance: instance})
 }
@@ -315,56 +322,4 @@ func (a *actor) answerOpens(sb sandbox.Sandbox, err error) {
 		req.reply <- openReply{sandbox: sb, err: err}
 	}
 	a.waiters = nil
-}
-
-// equip installs skills into a sandbox that was started before a work item told
-// which ones.
-func (a *actor) equip(ctx context.Context) {
-	if a.sandbox == nil || a.skilled || len(a.info.Skills) == 0 {
-		return
-	}
-	a.skilled = true
-	connect, cancel := context.WithTimeout(ctx, guestWithin)
-	defer cancel()
-	g, err := a.sandbox.Guest(connect)
-	if err != nil {
-		a.log.Warn("skills not installed", "err", err)
-		return
-	}
-	a.installSkills(ctx, a.planMove(), g)
-}
-
-// installSkills unpacks the agent's skills. One that fails is reported and the
-// session continues without it (contract §6.1).
-func (a *actor) installSkills(ctx context.Context, plan movePlan, g sandbox.Guest) {
-	if !plan.informed {
-		within, cancel := context.WithTimeout(ctx, infoWithin)
-		info, err := plan.platform.Info(within)
-		cancel()
-		if err != nil {
-			a.log.Warn("skills not known", "err", err)
-			a.note(ctx, event.SkillFailed, map[string]string{"why": "the session could not be read: " + err.Error()})
-		}
-		plan.skills = info.Skills
-	}
-	for _, s := range plan.skills {
-		name, err := installSkill(ctx, plan.platform, g, s)
-		if err != nil {
-			a.log.Warn("skill not installed", "skill", s.ID, "err", err)
-			a.note(ctx, event.SkillFailed, map[string]string{"skill": s.ID, "why": err.Error()})
-			continue
-		}
-		a.note(ctx, event.SkillInstalled, map[string]string{"skill": s.ID, "name": name})
-	}
-}
-
-func installSkill(ctx context.Context, p Platform, g sandbox.Guest, s Skill) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	name, archive, err := p.Skill(ctx, s)
-	if err != nil {
-		return "", err
-	}
-	defer archive.Close()
-	return name, g.InstallSkill(ctx, name, io.LimitReader(archive, sandbox.MaxSkillArchive+1))
 }

@@ -33,6 +33,10 @@ type Config struct {
 	// Secret reports whether a text holds a credential of this server, none of
 	// which may be in a setting. It may be nil.
 	Secret func(text string) bool
+	Skills SkillCache // nil: sandboxes show no skills
+	// Visit opens a session that nobody holds a work item of; nil, and what it
+	// returns may be nil, when nobody can.
+	Visit func(environment, session string) Visitor
 }
 
 // Keeper runs all sessions of this process: one actor each. Safe for concurrent

@@ -137,7 +137,7 @@ func TestAMemoryStoreThatCannotBeHadIsAnHonestError(t *testing.T) {
 		"nine of them": {func(h *house) {
 			h.claude.SetInfo(func(i *session.Info) { i.Memories = make([]session.Memory, 9) })
 		}, "more than 8"},
-		"no shares": {func(h *house) { h.fake.Share("") }, "cannot show"},
+		"no shares": {func(h *house) { h.fake.Shareless() }, "cannot show"},
 		"not reachable": {func(h *house) {
 			h.claude.Decide(func(r sessiontest.Request) (sessiontest.Fate, error) {
 				if strings.HasPrefix(r.Kind, "memory.") {

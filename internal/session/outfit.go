@@ -86,13 +86,13 @@ func (a *actor) meetAgent(ctx context.Context, plan *movePlan) error {
 	if plan.agent.id != "" || plan.informed {
 		return nil
 	}
-	if plan.platform == nil {
+	if plan.visitor == nil {
 		return fault.New(fault.Unavailable, "the platform has not told yet which agent session %s belongs to", a.id).
 			WithNext("send the session a message, and try again")
 	}
 	within, cancel := context.WithTimeout(ctx, infoWithin)
 	defer cancel()
-	info, err := plan.platform.Info(within)
+	info, err := plan.visitor.Info(within)
 	if err != nil {
 		return fmt.Errorf("read the session's agent: %w", err)
 	}

@@ -3,11 +3,9 @@ package session_test
 import (
 	"context"
 	"errors"
-	"slices"
 	"testing"
 	"time"
 
-	"github.com/berth-dev/berth/internal/event"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/session"
@@ -53,26 +51,6 @@ func TestPersonHearsThatASandboxCannotStart(t *testing.T) {
 		h.fake.StartError(nil)
 		if _, err := h.keeper.Open(h.t.Context(), sesn); err != nil {
 			t.Errorf("Open: %v", err)
-		}
-	})
-}
-
-func TestSkillsAreInstalledOnceAndFailuresAreTold(t *testing.T) {
-	inHouse(t, turns{bash("a"), bash("b")}, func(h *house) {
-		h.claude.SetInfo(func(i *session.Info) { i.Skills = []session.Skill{{ID: "pdf"}, {ID: "bad"}, {ID: "xlsx"}} })
-		h.claude.Decide(func(r sessiontest.Request) (sessiontest.Fate, error) {
-			if r.Kind == "skill" && r.N == 2 || r.Kind == "info" && r.N < 5 {
-				return sessiontest.Refused, &session.Refusal{Status: 503}
-			}
-			return sessiontest.Arrives, nil
-		})
-		h.until("the turns are over", h.claude.Done)
-		if got := h.fake.Skills(sandbox.ID(sesn)); !slices.Equal(got, []string{"pdf", "xlsx"}) {
-			// The session could not be read at first: they are asked for with the sandbox.
-			t.Errorf("skills = %v, want pdf and xlsx", got)
-		}
-		if !slices.Contains(h.records.Events(sesn), event.SkillFailed) {
-			t.Error("the failure is not in the session's log")
 		}
 	})
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/berth-dev/berth/internal/memory"
@@ -48,8 +47,7 @@ type Platform interface {
 	// Stop ends the work item; a 409 is success (contract §3.2). It outlives
 	// ctx's cancellation by at most 10 s.
 	Stop(ctx context.Context, force bool) error
-	// Skill resolves and opens one skill archive. The caller closes it.
-	Skill(ctx context.Context, s Skill) (name string, archive io.ReadCloser, err error)
+	SkillSource
 	// Memories opens a memory store that is attached to the session. It makes no
 	// request. An error wraps memory.ErrDenied when the work item carries no
 	// token for it (contract §3.8).

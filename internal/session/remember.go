@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/berth-dev/berth/internal/event"
 	"github.com/berth-dev/berth/internal/fault"
@@ -14,15 +15,17 @@ import (
 
 // create makes a sandbox with the session's stores in it, filled.
 func (a *actor) create(ctx context.Context, plan *movePlan, spec sandbox.Spec) (sandbox.Sandbox, error) {
-	spec.Shares = plan.shares
+	skills := spec.Shares
+	spec.Shares = append(slices.Clip(skills), plan.shares...)
 	if plan.memories == nil {
 		return a.keeper.backend.Create(ctx, spec)
 	}
-	var err error
-	if spec.Shares, err = plan.memories.shares(ctx); err != nil {
+	stores, err := plan.memories.shares(ctx)
+	if err != nil {
 		a.note(ctx, event.MemoryFailed, map[string]string{"why": fault.Public(err).Error()})
 		return nil, err
 	}
+	spec.Shares = append(slices.Clip(skills), stores...)
 	for again := true; ; again = false {
 		sb, err := a.keeper.backend.Create(ctx, spec)
 		if err != nil {

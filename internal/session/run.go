@@ -51,8 +51,9 @@ func (a *actor) run(ctx context.Context, cl *claim) {
 	over := a.greet()
 	a.memories.learned(a.info)
 	if over == "" {
-		a.equip(runCtx)
-		a.remember(ctx)
+		if a.equip(ctx) {
+			a.remember(ctx)
+		}
 	}
 	a.step(ctx, Claimed{Alive: a.informed && over == ""})
 	if over != "" {

@@ -255,31 +255,6 @@ func children(t *testing.T, parent int) map[int]string {
 	return states
 }
 
-func TestSkillBelongsToTheAgent(t *testing.T) {
-	g := startProcess(t, "-uid", "1234", "-gid", "2345").attach(t)
-	if err := g.InstallSkill(t.Context(), "team/pdf", strings.NewReader(skillTar(t))); err != nil {
-		t.Fatal(err)
-	}
-	want := "644 " + owner(t)
-	if got := sh(t, g, "stat -c '%a %u:%g' skills/pdf/SKILL.md"); got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-	if err := g.InstallSkill(t.Context(), "bad", strings.NewReader("nonsense")); err == nil {
-		t.Error("nonsense was installed")
-	}
-	if got := sh(t, g, "ls -A skills"); got != "pdf" {
-		t.Errorf("there is %q", got)
-	}
-}
-
-func owner(t *testing.T) string {
-	t.Helper()
-	if os.Getuid() == 0 {
-		return "1234:2345"
-	}
-	return fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid())
-}
-
 func TestEnvironmentFileReachesCommands(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "env.json")
 	if err := os.WriteFile(file, []byte(`{"FROM_FILE":"two\nlines","ANTHROPIC_API_KEY":"leak"}`), 0o600); err != nil {

@@ -123,8 +123,6 @@ func (s *Server) handle(st *wire.Stream, r wire.Request) {
 		s.terminal(st, r.Size)
 	case wire.OpResize:
 		st.End(s.resize(st, r))
-	case wire.OpSkill:
-		st.End(s.install(st, r.Name))
 	case wire.OpPing:
 		st.End(wire.Trailer{})
 	default:
@@ -154,40 +152,4 @@ func (s *Server) resize(st *wire.Stream, r wire.Request) wire.Trailer {
 		return wire.Trailer{Code: wire.Internal, Message: err.Error()}
 	}
 	return wire.Trailer{}
-}
-
-// install passes an archive on to the worker, which unpacks it as the agent's
-// user.
-func (s *Server) install(st *wire.Stream, name string) wire.Trailer {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	s.wg.Go(func() { // ends with install
-		select {
-		case <-st.Done():
-			cancel()
-		case <-ctx.Done():
-		}
-	})
-	conn, err := s.workers.conn(ctx)
-	if err != nil {
-		return wire.Trailer{Code: wire.Internal, Message: err.Error()}
-	}
-	up, err := conn.Open(ctx, wire.Request{Op: wire.OpSkill, Name: name})
-	if err != nil {
-		return wire.Trailer{Code: wire.Internal, Message: err.Error()}
-	}
-	defer up.Reset()
-	if _, err := io.Copy(onlyWriter{up}, st.Reader(ctx)); err == nil {
-		up.CloseBody()
-	} else if up.Err() == nil && ctx.Err() != nil {
-		return wire.Trailer{Code: wire.Invalid, Message: err.Error()}
-	}
-	if _, err := up.ReadAll(ctx, wire.MaxPayload); err != nil {
-		return wire.Trailer{Code: wire.Internal, Message: "the tool process ended: " + err.Error()}
-	}
-	t, err := up.Trailer()
-	if err != nil {
-		return wire.Trailer{Code: wire.Internal, Message: "the tool process broke the protocol"}
-	}
-	return t
 }

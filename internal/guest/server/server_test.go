@@ -3,7 +3,6 @@
 package server_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -298,45 +297,6 @@ func TestEnvironmentOfTheSpecReachesCommands(t *testing.T) {
 			t.Errorf("%s: %q", from, got)
 		}
 	}
-}
-
-func TestSkillIsReplacedAndReadable(t *testing.T) {
-	g := guesttest.Start(t)
-	for range 2 {
-		if err := g.InstallSkill(t.Context(), "pdf", strings.NewReader(skillTar(t))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got := call(t, g, tool.Call{ID: "a", Name: tool.Read, Input: []byte(`{"file_path":"skills/pdf/SKILL.md"}`)})
-	if diff := cmp.Diff(tool.Text("read me"), got); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func TestSkillBeyondTheBoundIsRefused(t *testing.T) {
-	g := guesttest.Start(t)
-	endless := io.LimitReader(strings.NewReader(strings.Repeat("x", sandbox.MaxSkillArchive+1)), sandbox.MaxSkillArchive+1)
-	if err := g.InstallSkill(t.Context(), "big", endless); err == nil {
-		t.Error("it was taken")
-	}
-	if got := sh(t, g, "ls -A skills 2>/dev/null || true"); got != "" {
-		t.Errorf("there is %q", got)
-	}
-}
-
-func skillTar(t *testing.T) string {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	body := "read me"
-	if err := w.WriteHeader(&tar.Header{Name: "pdf/SKILL.md", Mode: 0o600, Size: int64(len(body))}); err != nil {
-		t.Fatal(err)
-	}
-	fmt.Fprint(w, body)
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.String()
 }
 
 func BenchmarkCall(b *testing.B) {

@@ -70,7 +70,7 @@ func (b *toolbox) Hello(wire.Hello) wire.Welcome { return wire.Welcome{Instance:
 // Accept implements wire.Acceptor.
 func (b *toolbox) Accept(st *wire.Stream, r wire.Request) {
 	switch r.Op {
-	case wire.OpCall, wire.OpSkill:
+	case wire.OpCall:
 		ctx, cancel := context.WithCancelCause(context.Background())
 		b.mu.Lock()
 		b.cancels[st] = cancel
@@ -84,10 +84,6 @@ func (b *toolbox) Accept(st *wire.Stream, r wire.Request) {
 				case <-ctx.Done():
 				}
 			})
-			if r.Op == wire.OpSkill {
-				b.install(ctx, st, r)
-				return
-			}
 			b.call(ctx, st, r)
 		})
 	case wire.OpCancel:
@@ -155,8 +151,30 @@ func use(ctx context.Context, t anthropic.BetaTool, input json.RawMessage) tool.
 // shell is one persistent bash. The guest sees to it that its commands come
 // one after the other.
 type shell struct {
-	tool anthropic.BetaTool
-	mark string
+	tool    anthropic.BetaTool
+	mark    string
+	settled bool // its terminal is ready; see settle
+}
+
+// run runs a command in a shell that is ready for it.
+func (sh *shell) run(ctx context.Context, input json.RawMessage) tool.Result {
+	if rest, again := split(input); again {
+		if res := use(ctx, sh.tool, json.RawMessage(`{"restart":true}`)); res.IsError {
+			return res
+		}
+		input, sh.settled = rest, false
+	}
+	if !sh.settled {
+		if err := settle(ctx, sh.tool); err != nil {
+			return tool.Error(err.Error())
+		}
+		sh.settled = true
+	}
+	res := use(ctx, sh.tool, input)
+	if restarts(input, res) {
+		sh.settled = false
+	}
+	return res
 }
 
 // bash runs a command and, when it was stopped, kills what the SDK's end of
@@ -167,7 +185,7 @@ func (b *toolbox) bash(ctx context.Context, r wire.Request, input json.RawMessag
 		return tool.Error(err.Error())
 	}
 	before := pids()
-	res := use(ctx, sh.tool, input)
+	res := sh.run(ctx, input)
 	if before != nil && (ctx.Err() != nil || timedOut(res)) {
 		killLeftovers(sh.mark, before)
 	}

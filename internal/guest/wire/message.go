@@ -54,7 +54,6 @@ const (
 	OpExec     Op = "exec"     // body: sandbox.Exec; answer: sandbox.ExecResult
 	OpTerminal Op = "terminal" // Size; body: keys; answer: output; trailer: Exit
 	OpResize   Op = "resize"   // Stream, Size
-	OpSkill    Op = "skill"    // Name; body: archive
 	OpPing     Op = "ping"
 )
 

@@ -95,6 +95,13 @@ func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec) (_ *San
 	if err != nil {
 		return nil, err
 	}
+	moved, err := f.makeWay(spec.Shares)
+	if len(moved) > 0 {
+		b.log.Warn("files of the workspace set aside for a share", "sandbox", spec.ID, "to", moved)
+	}
+	if err != nil {
+		return nil, err
+	}
 	box, err := b.launch(ctx, s, f, r, p)
 	if err != nil {
 		return nil, err

@@ -7,7 +7,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path"
 	"path/filepath"
@@ -120,6 +122,86 @@ func (f folder) mounts(shares []sandbox.Share) string {
 		}
 	}
 	return ""
+}
+
+// maxAside bounds the names that are tried for what stands in the way.
+const maxAside = 1000
+
+// makeWay moves aside what stands in the workspace where a share shall be: a
+// file or a link there would keep the sandbox from starting, and the content of
+// a folder would be hidden. Nothing runs, so nothing changes meanwhile. It
+// returns the new names.
+func (f folder) makeWay(shares []sandbox.Share) ([]string, error) {
+	root, err := os.OpenRoot(f.path(workspaceName))
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	var moved []string
+	for _, s := range shares {
+		rel, below := strings.CutPrefix(s.Path, workspacePath+"/")
+		if !below {
+			continue
+		}
+		for at := range prefixes(rel) {
+			free, err := passable(root, at, at == rel)
+			if err == nil && !free {
+				var to string
+				if to, err = setAside(root, at); err == nil {
+					moved = append(moved, to)
+				}
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				break // the runtime makes the rest
+			}
+			if err != nil {
+				return moved, fmt.Errorf("make way for share %s: %w", s.Path, err)
+			}
+		}
+	}
+	return moved, nil
+}
+
+// prefixes yields a, a/b and a/b/c of a/b/c.
+func prefixes(rel string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for i := 0; i <= len(rel); i++ {
+			if (i == len(rel) || rel[i] == '/') && !yield(rel[:i]) {
+				return
+			}
+		}
+	}
+}
+
+// passable reports whether a share can be mounted below a path, or on it when it
+// is the last.
+func passable(root *os.Root, at string, last bool) (bool, error) {
+	info, err := root.Lstat(at)
+	if err != nil || !info.IsDir() || !last {
+		return err == nil && info.IsDir(), err
+	}
+	d, err := root.Open(at)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	_, err = d.Readdirnames(1)
+	if errors.Is(err, io.EOF) {
+		return true, nil
+	}
+	return false, err
+}
+
+func setAside(root *os.Root, at string) (string, error) {
+	for n := 1; n <= maxAside; n++ {
+		to := fmt.Sprintf("%s.aside-%d", at, n)
+		if _, err := root.Lstat(to); errors.Is(err, fs.ErrNotExist) {
+			return to, root.Rename(at, to)
+		} else if err != nil {
+			return "", err
+		}
+	}
+	return "", fmt.Errorf("%s has been set aside %d times", at, maxAside)
 }
 
 // mountedShare is a share as the runtime sees it.

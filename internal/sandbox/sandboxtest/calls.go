@@ -1,7 +1,6 @@
 package sandboxtest
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -194,25 +193,6 @@ var guestCases = []testCase{
 		if got := h.call(h.guest(again), c); !strings.Contains(got, "<hello world>") {
 			h.Errorf("after a restart: %q", got)
 		}
-	}},
-	{claim: "a skill is unpacked", needs: onLinux, run: func(h *host) {
-		_, g := h.start()
-		var archive bytes.Buffer
-		w := tar.NewWriter(&archive)
-		body := "---\nname: greet\n---\nSay hello.\n"
-		if err := w.WriteHeader(&tar.Header{Name: "SKILL.md", Mode: 0o644, Size: int64(len(body))}); err != nil {
-			h.Fatal(err)
-		}
-		if _, err := io.WriteString(w, body); err != nil {
-			h.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			h.Fatal(err)
-		}
-		if err := g.InstallSkill(h.ctx(), "greet", &archive); err != nil {
-			h.Fatalf("InstallSkill: %v", err)
-		}
-		h.says(g, "find /workspace/skills/greet -name SKILL.md -exec tail -n 1 {} +", "Say hello.")
 	}},
 	{claim: "a terminal is a shell", needs: withTerminal, run: func(h *host) {
 		_, g := h.start()

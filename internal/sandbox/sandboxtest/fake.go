@@ -28,9 +28,9 @@ var idPattern = regexp.MustCompile(`^b[0-9a-f]{24}$`)
 // a testing/synctest bubble. Safe for concurrent use.
 type Fake struct {
 	mu         sync.Mutex
-	boxes      map[string]*box     // running
-	workspaces map[string][]string // skills by sandbox id; outlives a sandbox
-	started    int                 // counts instances
+	boxes      map[string]*box // running
+	workspaces map[string]bool // by sandbox id; outlives a sandbox
+	started    int             // counts instances
 	creates    []sandbox.Spec
 	records    []Record
 	script     Script
@@ -40,7 +40,8 @@ type Fake struct {
 	startError error
 	startGate  chan struct{} // closed means open
 	mute       string        // the instance that gives no sign of life
-	shareRoot  string        // "" means no shares
+	shareRoot  string        // "": the folders of shares are only names
+	shareless  bool
 }
 
 var _ sandbox.Backend = (*Fake)(nil)
@@ -62,7 +63,7 @@ func NewFake() *Fake {
 	open := make(chan struct{})
 	close(open)
 	return &Fake{
-		boxes: map[string]*box{}, workspaces: map[string][]string{},
+		boxes: map[string]*box{}, workspaces: map[string]bool{},
 		script: Echo, startGate: open,
 	}
 }
@@ -200,14 +201,6 @@ func (f *Fake) Runs(call string) int {
 	return n
 }
 
-// Skills returns the skills in a sandbox's workspace, in the order of their
-// installation, whether the sandbox runs or not.
-func (f *Fake) Skills(id string) []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Clone(f.workspaces[id])
-}
-
 // Name implements sandbox.Backend.
 func (f *Fake) Name() string { return FakeName }
 
@@ -215,7 +208,7 @@ func (f *Fake) Name() string { return FakeName }
 func (f *Fake) Features() sandbox.Features {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return sandbox.Features{Isolation: "none", Shares: f.shareRoot != "", Note: "in memory, for tests"}
+	return sandbox.Features{Isolation: "none", Shares: !f.shareless, Note: "in memory, for tests"}
 }
 
 // Create implements sandbox.Backend.
@@ -248,11 +241,8 @@ func (f *Fake) Create(ctx context.Context, s sandbox.Spec) (sandbox.Sandbox, err
 	}
 	f.started++
 	f.creates = append(f.creates, s)
-	if _, ok := f.workspaces[s.ID]; !ok {
-		f.workspaces[s.ID] = nil // an empty workspace
-	}
-	b := newBox(f, sandbox.Ref{ID: s.ID, Backend: FakeName, Session: s.Session}, fmt.Sprintf("instance-%d", f.started))
-	b.shares = s.Shares
+	f.workspaces[s.ID] = true
+	b := newBox(f, s, fmt.Sprintf("instance-%d", f.started))
 	f.boxes[s.ID] = b
 	return b, nil
 }

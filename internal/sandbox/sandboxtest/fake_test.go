@@ -1,7 +1,6 @@
 package sandboxtest_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -144,26 +143,6 @@ func TestFakeBlockedStartEndsWithItsContext(t *testing.T) {
 		release()
 		start(t, f)
 	})
-}
-
-func TestFakeKeepsSkillsWithTheWorkspace(t *testing.T) {
-	f := sandboxtest.NewFake()
-	box, g := start(t, f)
-	if err := g.InstallSkill(t.Context(), "pdf", bytes.NewReader([]byte("zip"))); err != nil {
-		t.Fatal(err)
-	}
-	if err := box.Destroy(t.Context(), sandbox.KeepFiles); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{"pdf"}, f.Skills(spec.ID)); diff != "" {
-		t.Error(diff)
-	}
-	if err := box.Destroy(t.Context(), sandbox.Everything); err != nil {
-		t.Fatal(err)
-	}
-	if got := f.Skills(spec.ID); len(got) != 0 {
-		t.Errorf("skills after the workspace went: %v", got)
-	}
 }
 
 func TestFakeConforms(t *testing.T) {

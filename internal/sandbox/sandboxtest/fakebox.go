@@ -3,8 +3,6 @@ package sandboxtest
 import (
 	"context"
 	"fmt"
-	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -40,10 +38,10 @@ type call struct {
 	acked  bool        // under box.mu
 }
 
-func newBox(f *Fake, ref sandbox.Ref, instance string) *box {
+func newBox(f *Fake, s sandbox.Spec, instance string) *box {
 	life, kill := context.WithCancel(context.Background())
 	return &box{
-		fake: f, ref: ref, instance: instance, life: life, kill: kill,
+		fake: f, ref: sandbox.Ref{ID: s.ID, Backend: FakeName, Session: s.Session}, shares: s.Shares, instance: instance, life: life, kill: kill,
 		ended: make(chan struct{}), calls: map[string]*call{},
 	}
 }
@@ -323,25 +321,4 @@ func (c *conn) Exec(ctx context.Context, e sandbox.Exec) (sandbox.ExecResult, er
 
 func (c *conn) Terminal(context.Context, sandbox.Size) (sandbox.Terminal, error) {
 	return nil, fmt.Errorf("open a terminal: %w", sandbox.ErrUnsupported)
-}
-
-// InstallSkill reads the archive and remembers its name, nothing else.
-func (c *conn) InstallSkill(_ context.Context, name string, archive io.Reader) error {
-	if err := c.alive(); err != nil {
-		return err
-	}
-	n, err := io.Copy(io.Discard, io.LimitReader(archive, sandbox.MaxSkillArchive+1))
-	if err != nil {
-		return fmt.Errorf("read skill %s: %w", name, err)
-	}
-	if n > sandbox.MaxSkillArchive {
-		return fault.New(fault.TooLarge, "the skill %q is larger than %d bytes", name, sandbox.MaxSkillArchive)
-	}
-	f, id := c.box.fake, c.box.ref.ID
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !slices.Contains(f.workspaces[id], name) {
-		f.workspaces[id] = append(f.workspaces[id], name)
-	}
-	return nil
 }

@@ -102,6 +102,27 @@ var shareCases = []testCase{
 			h.Error("its folder is left")
 		}
 	}},
+	{claim: "what stands where a share shall be is kept beside it", needs: withShares, run: func(h *host) {
+		for before, still := range map[string]string{
+			"mkdir skills && echo mine > skills/f":          "cat skills.aside-1/f",
+			"echo mine > skills":                            "cat skills.aside-1",
+			"ln -s /etc skills":                             "test -L skills.aside-1 && echo mine",
+			"mkdir skills":                                  "test ! -e skills.aside-1 && echo mine",
+			"touch skills.aside-1 && ln -s /nowhere skills": "test -L skills.aside-2 && echo mine",
+		} {
+			s := h.spec()
+			box := h.create(s)
+			h.says(h.guest(box), "cd /workspace && "+before, "")
+			h.destroy(box, sandbox.KeepFiles)
+			s.Shares = []sandbox.Share{{Path: "/workspace/skills", ReadOnly: true}}
+			box = h.create(s)
+			g := h.guest(box)
+			h.says(g, "cd /workspace && "+still, "mine")
+			h.put(filepath.Join(h.shared(box, "/workspace/skills").Dir, "f"), "shown", h.shared(box, "/workspace/skills"))
+			h.says(g, "cat /workspace/skills/f", "shown")
+			h.destroy(box, sandbox.Everything)
+		}
+	}},
 	{claim: "shares that would show or change what they must not are refused", needs: withShares, run: func(h *host) {
 		many := make([]sandbox.Share, sandbox.MaxShares+1)
 		for _, shares := range [][]sandbox.Share{

@@ -2,6 +2,7 @@ package sessiontest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,9 +49,9 @@ const (
 
 // Request is what a knob decides about: the n-th of its kind, from 1.
 type Request struct {
-	Kind string // info, stream, history, answer, heartbeat, stop, skill, memory.list and so on
+	Kind string // info, stream, history, answer, heartbeat, stop, skill, archive, memory.list and so on
 	N    int
-	Call string // of an answer
+	Call string // of an answer; of a skill its id
 }
 
 type knobs struct {
@@ -337,11 +338,16 @@ func (d door) Answer(ctx context.Context, answers ...session.Answer) error {
 	})
 }
 
-func (d door) Skill(ctx context.Context, s session.Skill) (string, io.ReadCloser, error) {
-	if err := d.do(ctx, "skill", "", func() error { return nil }); err != nil {
-		return "", nil, err
+func (d door) SkillVersion(ctx context.Context, s session.Skill) (session.SkillVersion, error) {
+	err := d.do(ctx, "skill", s.ID, func() error { return nil })
+	return session.SkillVersion{ID: cmp.Or(s.Version, "skver_1"), Name: s.ID}, err
+}
+
+func (d door) SkillArchive(ctx context.Context, skill, version string) (io.ReadCloser, error) {
+	if err := d.do(ctx, "archive", skill, func() error { return nil }); err != nil {
+		return nil, err
 	}
-	return s.ID, io.NopCloser(bytes.NewReader(fmt.Appendf(nil, "archive of %s", s.ID))), nil
+	return io.NopCloser(bytes.NewReader(fmt.Appendf(nil, "archive of %s in %s", skill, version))), nil
 }
 
 // stream is one open stream.

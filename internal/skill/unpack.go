@@ -196,6 +196,9 @@ func (w *writer) folder(dir string) error {
 	if err := w.root.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
+	if err := w.root.Chmod(dir, 0o755); err != nil { // whatever the umask is
+		return err
+	}
 	w.dirs[dir] = true
 	return nil
 }
