@@ -73,10 +73,13 @@ func (d *door) watched(h http.Handler) http.Handler {
 	})
 }
 
-// awaitServed waits until done, which is asked after every served request.
+// awaitServed waits until done, which is asked after every served request, and
+// now and then for what happens without one.
 func (d *door) awaitServed(what string, done func() bool) {
 	d.t.Helper()
 	deadline := time.After(20 * time.Second)
+	now := time.NewTicker(20 * time.Millisecond)
+	defer now.Stop()
 	for {
 		d.mu.Lock()
 		served := d.served
@@ -86,6 +89,7 @@ func (d *door) awaitServed(what string, done func() bool) {
 		}
 		select {
 		case <-served:
+		case <-now.C:
 		case <-deadline:
 			d.t.Fatalf("waited in vain for %s", what)
 		}

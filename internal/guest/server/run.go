@@ -114,16 +114,17 @@ func (s *Server) deliver(st *wire.Stream, c *call) {
 // really ended, which may be later than the result.
 func (s *Server) run(r wire.Request, input []byte, c *call, t *turn) {
 	defer t.leave()
-	cancelled := tool.Error(fmt.Sprintf("tool %q was cancelled", r.Name))
+	unbegun := tool.Error(fmt.Sprintf("tool %q was not run: it was stopped before it began.", r.Name))
+	cancelled := tool.Error(fmt.Sprintf("tool %q was stopped before it was done. It may have had some of its effects.", r.Name))
 	if !t.wait(c.cancel) {
-		s.finish(c, cancelled)
+		s.finish(c, unbegun)
 		return
 	}
 	select {
 	case s.running <- struct{}{}:
 		defer func() { <-s.running }()
 	case <-c.cancel:
-		s.finish(c, cancelled)
+		s.finish(c, unbegun)
 		return
 	}
 	after, shown := timeout(r, input)
