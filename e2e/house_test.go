@@ -277,6 +277,7 @@ type platformEvent struct {
 	Name      string `json:"name"`
 	Input     struct {
 		Command string `json:"command"`
+		Path    string `json:"file_path"`
 	} `json:"input"`
 	IsError bool `json:"is_error"`
 	Content []struct {

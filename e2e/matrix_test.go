@@ -226,9 +226,12 @@ func (h *house) judge(s string) judgement {
 	h.t.Helper()
 	var j judgement
 	commands, results := map[string]string{}, map[string]int{} // by call
+	asked, unwritten := map[string]platformEvent{}, map[string]bool{}
+	strange := map[string][]string{} // by the file that the call was about
 	for _, e := range h.log(s, "agent.tool_use", "user.tool_result", "agent.tool_result") {
 		switch e.Type {
 		case "agent.tool_use":
+			asked[e.ID] = e
 			commands[e.ID] = e.Input.Command
 			results[e.ID] += 0
 		default:
@@ -242,10 +245,22 @@ func (h *house) judge(s string) judgement {
 				continue
 			}
 			j.lost = append(j.lost, text)
+			call := asked[e.ToolUseID]
+			if call.Name == "write" {
+				unwritten[call.Input.Path] = true
+			}
 			if !honest.MatchString(text) {
-				h.t.Errorf("the model was told %q", text)
+				strange[call.Input.Path] = append(strange[call.Input.Path], text)
 			}
 			commands[e.ToolUseID] = "" // its line may be there or not
+		}
+	}
+	for path, texts := range strange {
+		for _, text := range texts {
+			// A file whose write broke off, as the model knows, need not be there.
+			if !unwritten[path] || !strings.Contains(text, "no such file") {
+				h.t.Errorf("the model was told %q", text)
+			}
 		}
 	}
 	for id, n := range results {

@@ -75,13 +75,13 @@ func TestNothingThatWasTypedComesBackFromAShellThatStartsSlowly(t *testing.T) {
 			t.Errorf("%s says %q, want %q", c.input, text, c.want)
 		}
 	}
-	var real []string
+	var told []string
 	for _, c := range b.ran {
 		if c != ":" {
-			real = append(real, c)
+			told = append(told, c)
 		}
 	}
-	if diff := cmp.Diff([]string{"one", "two", "three", "four", "exit", "five"}, real); diff != "" {
+	if diff := cmp.Diff([]string{"one", "two", "three", "four", "exit", "five"}, told); diff != "" {
 		t.Errorf("what ran (-want +got):\n%s", diff)
 	}
 }
