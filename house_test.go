@@ -76,6 +76,16 @@ var house = plan{
 			why:   "every other package builds, tests and cross-compiles in seconds and without Linux",
 		},
 		{
+			path:  "github.com/google/go-containerregistry",
+			rooms: []string{"internal/sandbox/linux"},
+			why:   "images are one backend's affair; everybody else knows them by their references",
+		},
+		{
+			path:  "github.com/berth-dev/berth/internal/sandbox/linux/image",
+			rooms: []string{"internal/sandbox/linux", "internal/app"},
+			why:   "other backends have other images",
+		},
+		{
 			path:  "github.com/danielgtaylor/huma",
 			rooms: []string{"internal/api"},
 			why:   "handlers are plain functions: leaving the framework must stay one package's work",

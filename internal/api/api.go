@@ -69,7 +69,8 @@ type Deps struct {
 	Bus      *event.Bus
 	Guard    interface{ Check(*http.Request) error }
 	Pollers  func() []intake.Status
-	Webhooks http.Handler // POST /webhooks
+	Images   sandbox.Images // nil when the backend has none
+	Webhooks http.Handler   // POST /webhooks
 	Metrics  http.Handler
 	Version  string
 	Capacity int
@@ -97,6 +98,7 @@ func New(d Deps, closing <-chan struct{}) http.Handler {
 	s.sessions(api)
 	s.agents(api)
 	s.exec(api)
+	s.images(api)
 	s.status(api)
 	private.HandleFunc("GET /api/v1/sessions/{id}/events/stream", s.streamEvents)
 	private.HandleFunc("GET /api/v1/sessions/{id}/terminal", s.terminal)

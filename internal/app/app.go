@@ -121,7 +121,7 @@ func (a *App) open(ctx context.Context, o Options) (err error) {
 	a.server = &http.Server{
 		Handler: api.New(api.Deps{
 			Records: a.store, Rooms: a.keeper, Agents: a.keeper, Platform: workspace, Bus: a.bus, Guard: access.NewGuard(a.Token), Pollers: a.pollerStatus,
-			Webhooks: a.receiver(), Metrics: a.metrics.Handler(), Version: o.Version, Capacity: o.Config.Sessions.Capacity, Log: o.Log,
+			Images: imagesOf(a.backend), Webhooks: a.receiver(), Metrics: a.metrics.Handler(), Version: o.Version, Capacity: o.Config.Sessions.Capacity, Log: o.Log,
 		}, a.closing),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       2 * time.Minute,
@@ -210,6 +210,7 @@ func (a *App) Run(ctx context.Context) error {
 	var work sync.WaitGroup
 	work.Go(func() { a.count(ctx) })
 	work.Go(func() { a.housekeeping(ctx) })
+	work.Go(func() { a.collectImages(ctx) })
 	for _, p := range a.pollers {
 		work.Go(func() { p.Run(ctx) })
 	}

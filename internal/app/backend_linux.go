@@ -24,7 +24,11 @@ func newBackend(c config.Config, log *slog.Logger) (sandbox.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := linux.New(linux.Config{DataDir: dir, Logger: log})
+	i := c.Sandbox.Images
+	b, err := linux.New(linux.Config{DataDir: dir, Logger: log, Images: linux.Images{
+		Default: c.Sandbox.Image, Platform: i.Platform, DockerConfig: i.DockerConfig, Insecure: config.Names(i.Insecure),
+		Folders: config.Names(i.Folders), Refresh: i.Refresh, Keep: i.Keep, MaxBytes: int64(i.MaxSize), PullTimeout: i.PullTimeout,
+	}})
 	if err != nil {
 		return nil, err // not b: a nil *Backend is not a nil Backend
 	}

@@ -38,6 +38,7 @@ type grammar struct {
 	Agents      agentsCmd      `cmd:"" help:"Look at agents and set what their sandboxes are made with."`
 	Exec        execCmd        `cmd:"" help:"Run a command in a session's sandbox."`
 	Attach      attachCmd      `cmd:"" help:"Open a terminal in a session's sandbox."`
+	Images      imagesCmd      `cmd:"" help:"List, pull and remove images of sandboxes."`
 	Settings    settingsCmd    `cmd:"" name:"config" help:"Check and explain the configuration."`
 	Version     versionCmd     `cmd:"" help:"Show the version."`
 }

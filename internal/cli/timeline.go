@@ -73,6 +73,7 @@ func (t *timeline) show(e event.Event) {
 	}
 	var d struct {
 		Call, Name, Why, Text, How, Work, Skill, Sandbox, Store string
+		Image                                                   string
 		MS, Sent, Deleted, Fetched, Removed                     int64
 		Changed                                                 []string
 	}
@@ -87,6 +88,8 @@ func (t *timeline) show(e event.Event) {
 		say(cyan, "berth", "work item ended: "+why)
 	case event.SandboxStarting:
 		say(cyan, "sandbox", "starting")
+	case event.ImagePulling:
+		say(cyan, "sandbox", "pulling the image "+plain(d.Image, 160))
 	case event.SandboxReady:
 		say(cyan, "sandbox", "ready: "+d.Sandbox)
 	case event.SandboxAdopted:

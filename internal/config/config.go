@@ -9,6 +9,7 @@
 package config
 
 import (
+	"strings"
 	"time"
 
 	"github.com/berth-dev/berth/internal/sandbox"
@@ -80,11 +81,12 @@ type Sessions struct {
 // Sandbox configures what sandboxes are and may use.
 type Sandbox struct {
 	Backend      string        `yaml:"backend" env:"BERTH_DEFAULT_BACKEND" default:"linux" oneof:"linux,isolate" doc:"linux: a full Linux behind gVisor. isolate is not available yet."`
-	Image        string        `yaml:"image" default:"host" doc:"What is installed in a sandbox. host: a read-only view of this host's own programs, nothing to download."`
+	Image        string        `yaml:"image" default:"host" doc:"What is installed in a sandbox. host: a read-only view of this host's own programs, nothing to download. Else an image of a registry, such as docker.io/library/debian:12, or oci:/path[:tag], tar:/path.tar or dir:/path on this host (docs/images.md)."`
 	Warm         time.Duration `yaml:"warm" default:"5m" min:"0s" max:"24h" doc:"How long a sandbox's processes stay after its work item was released. Its files stay in any case."`
 	Lifetime     time.Duration `yaml:"lifetime" default:"0s" min:"0s" max:"720h" doc:"Longest life of one sandbox from its start. After that it is replaced as soon as no call runs in it; its files stay. 0s: no limit, else at least 1m."`
 	SetupTimeout time.Duration `yaml:"setup_timeout" default:"5m" min:"1s" max:"1h" doc:"Longest run of an agent's set-up command."`
 	Limits       Limits        `yaml:"limits" doc:"What one sandbox may use. Ceilings, not reservations."`
+	Images       Images        `yaml:"images" doc:"Where images come from, and how long they stay."`
 }
 
 // Limits bound one sandbox.
@@ -93,6 +95,23 @@ type Limits struct {
 	CPUs      float64 `yaml:"cpus" default:"2" min:"0.1" max:"256" doc:"Processor time, in cores."`
 	Processes int64   `yaml:"processes" default:"512" min:"16" max:"65536" doc:"Processes and threads."`
 	OpenFiles int64   `yaml:"open_files" default:"8192" min:"64" max:"1048576" doc:"Open files of one process."`
+}
+
+// Images configures images other than the host's programs.
+type Images struct {
+	DockerConfig string        `yaml:"docker_config" env:"DOCKER_CONFIG" computed:".docker in the home directory" doc:"Folder with the config.json that docker login writes: the credentials for registries. Credential helpers that it names are used."`
+	Platform     string        `yaml:"platform" computed:"this host's, such as linux/amd64" doc:"What is chosen from images that are made for several platforms."`
+	Insecure     string        `yaml:"insecure" doc:"Registries that may be spoken to without TLS, as host:port, separated by commas. Those on this host may be in any case."`
+	Folders      string        `yaml:"folders" doc:"Folders below which images of the kinds oci, tar and dir may lie, separated by commas. sandbox.image is allowed in any case."`
+	Refresh      time.Duration `yaml:"refresh" default:"0s" min:"0s" max:"720h" doc:"Time after which a tag is looked up again before a sandbox is made. 0s: only when somebody pulls it."`
+	Keep         time.Duration `yaml:"keep" default:"168h" min:"1h" max:"8760h" doc:"How long an image stays that no sandbox uses."`
+	MaxSize      Bytes         `yaml:"max_size" default:"20GiB" min:"1MiB" max:"1TiB" doc:"Largest size of an image when it is unpacked."`
+	PullTimeout  time.Duration `yaml:"pull_timeout" default:"30m" min:"1m" max:"24h" doc:"Longest time that one pull may take."`
+}
+
+// Names returns the entries of a list that is separated by commas.
+func Names(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // Sandbox returns the limits in the words of the sandbox contract.

@@ -164,6 +164,10 @@ var samples = map[string]string{
 	"agents.sandbox.setup_timeout":      "10m",
 	"agents.sandbox.env":                "{TZ: Europe/Berlin}",
 	"client.server":                     "http://127.0.0.1:7070",
+	"sandbox.images.docker_config":      "/root/.docker",
+	"sandbox.images.platform":           "linux/amd64",
+	"sandbox.images.insecure":           "registry.lan:5000",
+	"sandbox.images.folders":            "/srv/images",
 }
 
 func sample(f field) string {

@@ -195,6 +195,9 @@ func (c *Config) compute(src Source) {
 	if c.Client.Server == "" {
 		c.Client.Server = "http://" + reachable(c.Listen)
 	}
+	if home := src.Getenv("HOME"); c.Sandbox.Images.DockerConfig == "" && filepath.IsAbs(home) {
+		c.Sandbox.Images.DockerConfig = filepath.Join(home, ".docker")
+	}
 	for i := range c.Environments {
 		if c.Environments[i].BaseURL == "" {
 			c.Environments[i].BaseURL = c.BaseURL

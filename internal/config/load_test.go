@@ -49,6 +49,7 @@ func TestDefaults(t *testing.T) {
 		Sandbox: Sandbox{
 			Backend: "linux", Image: "host", Warm: 5 * time.Minute, SetupTimeout: 5 * time.Minute,
 			Limits: Limits{Memory: 2 << 30, CPUs: 2, Processes: 512, OpenFiles: 8192},
+			Images: Images{DockerConfig: "/home/ada/.docker", Keep: 168 * time.Hour, MaxSize: 20 << 30, PullTimeout: 30 * time.Minute},
 		},
 		Client: Client{Server: "http://127.0.0.1:7070"},
 	}

@@ -50,6 +50,11 @@ func (c Config) Validate() error {
 		v.add(invalid("sandbox.image", "no image is given").WithNext("use host for this host's own programs"))
 	}
 	v.crash(c)
+	for _, dir := range Names(c.Sandbox.Images.Folders) {
+		if !strings.HasPrefix(dir, "/") {
+			v.add(invalid("sandbox.images.folders", "%q does not begin with a slash", dir).WithNext("write whole paths"))
+		}
+	}
 	return v.problems.err()
 }
 

@@ -25,6 +25,7 @@ const (
 	CallPosted      Type = "call.posted"
 	CallSettled     Type = "call.settled"
 	SandboxStarting Type = "sandbox.starting"
+	ImagePulling    Type = "sandbox.pulling"
 	SandboxReady    Type = "sandbox.ready"
 	SandboxAdopted  Type = "sandbox.adopted"
 	SandboxFailed   Type = "sandbox.failed"

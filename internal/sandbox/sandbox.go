@@ -66,10 +66,13 @@ const (
 type Spec struct {
 	ID      string            // from ID(); fixed length, so that no id is a prefix of another
 	Session string            // the session it belongs to, as a label
-	Image   string            // "host"; more kinds come with the backend's features
+	Image   string            // "host", or what else the backend can make a sandbox from (docs/images.md)
 	Env     map[string]string // environment of the agent's commands; never a credential
 	Limits  Limits
 	Shares  []Share // at most MaxShares
+	// Pulling hears of the progress of a pull that Create has to wait for; it may
+	// be nil.
+	Pulling func(ImageProgress)
 }
 
 // MaxShares bounds the shares of one sandbox.

@@ -19,6 +19,7 @@ import (
 const (
 	startWithin   = 5 * time.Minute
 	destroyWithin = time.Minute
+	pullingEvery  = 5 * time.Second // how often the progress of a pull is recorded
 )
 
 // movePlan is what startSandbox needs to know, taken on the actor's goroutine.
@@ -92,7 +93,7 @@ func (a *actor) startSandbox(ctx, runCtx context.Context, plan movePlan) {
 // skills before anything can run in it. When it ends because ctx
 // did, what it found or made is left as it is, for whoever comes next.
 func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sandbox, instance string, adopted bool, err error) {
-	ctx, cancel := context.WithTimeout(runCtx, startWithin)
+	ctx, more, cancel := patient(runCtx, startWithin)
 	defer cancel()
 	if plan.ref != nil {
 		sb, instance, err = a.reattach(ctx, *plan.ref)
@@ -127,7 +128,7 @@ func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sand
 	a.learnSkills(ctx, plan)
 	sb, err = a.create(ctx, plan, sandbox.Spec{
 		ID: sandbox.ID(a.id), Session: a.id, Image: fit.profile.Image, Env: fit.profile.Env, Limits: fit.profile.Limits(),
-		Shares: a.skillShares(plan),
+		Shares: a.skillShares(plan), Pulling: a.pulling(runCtx, more),
 	})
 	if err != nil {
 		return nil, "", false, err
@@ -149,6 +150,35 @@ func (a *actor) bringUp(runCtx context.Context, plan *movePlan) (sb sandbox.Sand
 	}
 	a.log.Info("sandbox ready", "sandbox", sb.Ref().ID, "dur", a.keeper.now().Sub(began))
 	return sb, g.Instance(), false, nil
+}
+
+// patient returns a context that ends within some time after more was called
+// last, or after now.
+func patient(parent context.Context, within time.Duration) (ctx context.Context, more, cancel func()) {
+	ctx, end := context.WithCancelCause(parent)
+	timer := time.AfterFunc(within, func() { end(context.DeadlineExceeded) })
+	return ctx, func() { timer.Reset(within) }, func() {
+		timer.Stop()
+		end(context.Canceled)
+	}
+}
+
+// pulling returns what hears of the progress of an image that a start has to wait
+// for: as long as there is progress the start may go on. How long it may take
+// altogether is the backend's to bound.
+func (a *actor) pulling(ctx context.Context, more func()) func(sandbox.ImageProgress) {
+	var told time.Time
+	return func(p sandbox.ImageProgress) {
+		more()
+		now := a.keeper.now()
+		if told.IsZero() {
+			a.note(ctx, event.ImagePulling, map[string]string{"image": p.Reference})
+		} else if now.Sub(told) < pullingEvery {
+			return
+		}
+		told = now
+		a.tell(ctx, message{in: SandboxDelayed{Why: "pulling the image " + p.Reference + ": " + p.String()}})
+	}
 }
 
 // reattach connects to a sandbox that an earlier process left. One that runs but

@@ -37,6 +37,12 @@ type (
 		Final    bool
 		Why      string // for the model and for people
 	}
+	// SandboxDelayed: its start goes on, but needs longer than starts do: the next
+	// news of it may take Within beyond the usual bound.
+	SandboxDelayed struct {
+		Within time.Duration
+		Why    string // what it is at, for people
+	}
 	// SandboxWanted: a person asks for the sandbox.
 	SandboxWanted struct{}
 	// CallFinished: the guest has a result.
@@ -75,26 +81,27 @@ type (
 	Tick struct{}
 )
 
-func (Claimed) input()       {}
-func (Connected) input()     {}
-func (Disconnected) input()  {}
-func (Observed) input()      {}
-func (HistoryRead) input()   {}
-func (HistoryFailed) input() {}
-func (SandboxUp) input()     {}
-func (SandboxDown) input()   {}
-func (SandboxWanted) input() {}
-func (CallFinished) input()  {}
-func (CallLost) input()      {}
-func (CallReloaded) input()  {}
-func (PostDone) input()      {}
-func (PostFailed) input()    {}
-func (LeaseStopping) input() {}
-func (LeaseLost) input()     {}
-func (Rejected) input()      {}
-func (SessionOver) input()   {}
-func (Released) input()      {}
-func (Tick) input()          {}
+func (Claimed) input()        {}
+func (Connected) input()      {}
+func (Disconnected) input()   {}
+func (Observed) input()       {}
+func (HistoryRead) input()    {}
+func (HistoryFailed) input()  {}
+func (SandboxUp) input()      {}
+func (SandboxDown) input()    {}
+func (SandboxDelayed) input() {}
+func (SandboxWanted) input()  {}
+func (CallFinished) input()   {}
+func (CallLost) input()       {}
+func (CallReloaded) input()   {}
+func (PostDone) input()       {}
+func (PostFailed) input()     {}
+func (LeaseStopping) input()  {}
+func (LeaseLost) input()      {}
+func (Rejected) input()       {}
+func (SessionOver) input()    {}
+func (Released) input()       {}
+func (Tick) input()           {}
 
 // Effect is one thing to be done at the rim, after the changes of the same step
 // were stored. The set is closed.

@@ -62,6 +62,8 @@ func (st *step) take(in Input) {
 		st.historyFailed(in)
 	case SandboxUp:
 		st.sandboxUp(in)
+	case SandboxDelayed:
+		st.sandboxDelayed(in)
 	case SandboxWanted:
 		st.wantSandbox()
 	case SandboxDown:
@@ -155,6 +157,12 @@ func (st *step) sandboxUp(in SandboxUp) {
 		if c.State == Started && c.Instance == st.Instance {
 			st.effect(CancelCall{ID: c.ID})
 		}
+	}
+}
+
+func (st *step) sandboxDelayed(in SandboxDelayed) {
+	if st.State.Sandbox == SandboxStarting {
+		st.moveUntil, st.moveWhy = st.now.Add(in.Within+startBound), in.Why
 	}
 }
 

@@ -134,6 +134,7 @@ func (a *actor) setUp(ctx context.Context, g sandbox.Guest, p *Profile) error {
 		return nil
 	}
 	timeout, began := time.Duration(p.SetupTimeout), a.keeper.now()
+	a.tell(ctx, message{in: SandboxDelayed{Within: timeout + callGrace, Why: "running the agent's set-up command"}})
 	within, cancel := context.WithTimeout(ctx, timeout+callGrace)
 	defer cancel()
 	res, err := g.Exec(within, sandbox.Exec{Argv: []string{"/bin/sh", "-c", p.Setup}, Timeout: timeout})

@@ -126,7 +126,7 @@ func (st *step) runs(c *Call) {
 // wantSandbox starts the sandbox unless it runs or starts already.
 func (st *step) wantSandbox() {
 	if st.State.Sandbox == SandboxNone && st.Ended == "" {
-		st.State.Sandbox, st.moveUntil = SandboxStarting, st.now.Add(startBound)
+		st.State.Sandbox, st.moveUntil, st.moveWhy = SandboxStarting, st.now.Add(startBound), ""
 		st.effect(StartSandbox{})
 	}
 }

@@ -157,6 +157,7 @@ type State struct {
 	Instance     string
 	sandboxTries int
 	moveUntil    time.Time // when the watchdog gives up waiting for the start or the end of the sandbox
+	moveWhy      string    // why the start takes long; "" when it does not
 
 	turnOverAt time.Time // when the turn was first seen to be over; zero while it is not
 	releasing  int       // the read that has to be done before the release; 0: none

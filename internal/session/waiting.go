@@ -97,6 +97,8 @@ func (s *State) explain() Waiting {
 		return Waiting{For: ForTool, Detail: t.name, Since: t.runs, Until: t.until}
 	case t.ready > 0 && s.Sandbox == SandboxEnding:
 		return Waiting{For: ForSandbox, Detail: "replacing the sandbox", Until: s.moveUntil}
+	case t.ready > 0 && s.moveWhy != "":
+		return Waiting{For: ForSandbox, Detail: s.moveWhy + ", for " + count(t.ready, "call"), Until: s.moveUntil}
 	case t.ready > 0:
 		return Waiting{For: ForSandbox, Detail: "starting the sandbox for " + count(t.ready, "call"), Until: s.moveUntil}
 	case t.unsent > 0 && t.refusal != "":

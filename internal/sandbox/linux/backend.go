@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/sandbox"
+	"github.com/berth-dev/berth/internal/sandbox/linux/image"
 )
 
 // Backend makes and finds sandboxes. It implements sandbox.Backend and
@@ -23,6 +24,7 @@ type Backend struct {
 	cfg       Config
 	sandboxes string // folders below DataDir
 	images    string
+	store     *image.Store // of images other than the host's
 	binaries  string
 	runtime   runtime
 	limits    *cgroups // nil: not enforced, for the reason in unlimited
@@ -108,6 +110,9 @@ func New(cfg Config) (*Backend, error) {
 	} else {
 		b.limits, b.unlimited = openCgroups(cgroupMount, dir)
 	}
+	if b.store, err = b.openImages(); err != nil {
+		return nil, err
+	}
 	b.watchers.Go(b.trimLogs)
 	return b, nil
 }
@@ -170,7 +175,7 @@ func (b *Backend) Close() error {
 		s.abandon()
 	}
 	b.watchers.Wait()
-	return nil
+	return b.store.Close()
 }
 
 func (b *Backend) isClosing() bool {
@@ -235,6 +240,7 @@ func (b *Backend) sweepShared(ctx context.Context, p *prepared) error {
 			used[r.Binary], used[r.Root] = true, true
 		}
 	}
+	b.notTheHosts(used)
 	return errors.Join(sweep(b.binaries, used), sweep(b.images, used))
 }
 

@@ -27,7 +27,7 @@ const (
 // and removes.
 func (b *Backend) Check(ctx context.Context) []sandbox.Info {
 	return []sandbox.Info{
-		checkKernel(), b.checkUser(), checkNamespaces(), b.checkLimits(), checkResource(), b.checkDisk(), checkShell(),
+		checkKernel(), b.checkUser(), checkNamespaces(), b.checkLimits(), checkResource(), b.checkDisk(), checkShell(), b.checkImage(ctx),
 		b.checkStart(ctx),
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"time"
 
@@ -24,9 +23,18 @@ const (
 
 // Create implements sandbox.Backend.
 func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
-	if err := check(spec); err != nil {
+	if err := b.check(spec); err != nil {
 		return nil, err
 	}
+	if box, err := b.existing(ctx, spec.ID); err != nil || box != nil {
+		return box, err
+	}
+	// Out of the slot's turn: a pull may take long, and Destroy must not wait.
+	img, err := b.choose(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	defer img.release()
 	s, err := b.enter(ctx, spec.ID)
 	if err != nil {
 		return nil, err
@@ -35,16 +43,37 @@ func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbo
 	if box := b.current(s); box != nil {
 		return box, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, b.cfg.StartTimeout, fmt.Errorf("not ready within %s", b.cfg.StartTimeout))
+	ctx, cancel := b.bounded(ctx)
 	defer cancel()
+	return b.start(ctx, s, spec, img)
+}
+
+// existing returns the sandbox that runs under an id and answers, nil when none
+// does.
+func (b *Backend) existing(ctx context.Context, id string) (sandbox.Sandbox, error) {
+	s, err := b.enter(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer b.leave(s)
+	if box := b.current(s); box != nil {
+		return box, nil
+	}
 	if box := b.readopt(ctx, s); box != nil {
 		return box, nil
 	}
-	return b.start(ctx, s, spec)
+	return nil, nil
+}
+
+// bounded returns a context for one start.
+func (b *Backend) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, b.cfg.StartTimeout, fmt.Errorf("not ready within %s", b.cfg.StartTimeout))
 }
 
 // readopt returns a sandbox of an earlier process if it runs and answers.
 func (b *Backend) readopt(ctx context.Context, s *slot) *Sandbox {
+	ctx, cancel := b.bounded(ctx)
+	defer cancel()
 	box, err := b.adopt(s)
 	if err == nil && box != nil {
 		_, err = box.Guest(ctx)
@@ -57,18 +86,19 @@ func (b *Backend) readopt(ctx context.Context, s *slot) *Sandbox {
 }
 
 // start makes a sandbox anew. In the slot's turn; nothing that answers runs.
-func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec) (_ *Sandbox, err error) {
+func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec, img chosen) (_ *Sandbox, err error) {
 	begun := time.Now()
 	p, err := b.prepare(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("prepare sandbox %s: %w", spec.ID, err)
 	}
+	p = img.over(p)
 	if err := b.remove(ctx, s, sandbox.KeepFiles); err != nil {
 		return nil, fmt.Errorf("clear sandbox %s: %w", spec.ID, err)
 	}
 	f := b.folder(spec.ID)
 	r := record{
-		Session: spec.Session, Image: spec.Image, Env: maps.Clone(spec.Env),
+		Session: spec.Session, Image: spec.Image, Env: img.env(spec.Env),
 		Limits: withDefaults(spec.Limits, b.cfg.Defaults), Shares: spec.Shares, Binary: p.binary, Root: p.root,
 	}
 	ids := b.runtime.ids
@@ -204,12 +234,14 @@ func (b *Backend) remove(ctx context.Context, s *slot, how sandbox.Removal) erro
 // maxEnv bounds Spec.Env, in bytes: it travels in one message to the guest.
 const maxEnv = 32 << 10
 
-func check(s sandbox.Spec) error {
+func (b *Backend) check(s sandbox.Spec) error {
 	if err := checkID(s.ID); err != nil {
 		return err
 	}
-	if err := checkImage(s.Image); err != nil {
-		return err
+	if !isHost(s.Image) {
+		if err := b.store.Check(s.Image); err != nil {
+			return err
+		}
 	}
 	if err := checkShares(s.Shares); err != nil {
 		return err
@@ -225,13 +257,11 @@ func check(s sandbox.Spec) error {
 }
 
 // CheckImage implements sandbox.ImageChecker.
-func (b *Backend) CheckImage(image string) error { return checkImage(image) }
-
-func checkImage(image string) error {
-	if image != ImageHost && image != "" {
-		return fault.New(fault.Invalid, "unknown image %q", image).WithField("image").WithNext("use %q", ImageHost)
+func (b *Backend) CheckImage(image string) error {
+	if isHost(image) {
+		return nil
 	}
-	return nil
+	return b.store.Check(image)
 }
 
 func checkID(id string) error {

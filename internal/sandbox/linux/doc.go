@@ -19,8 +19,8 @@
 // that the next one cannot adopt or remove. Sandboxes run on without a server:
 // the FIFOs are held open by the sandbox itself.
 //
-// Nothing of the host is visible inside but its programs (image.go), and there
-// is no network but loopback.
+// Nothing of the host is visible inside but its programs (image.go), or an
+// image instead of them (images.go), and there is no network but loopback.
 package linux
 
 import (
@@ -57,8 +57,27 @@ type Config struct {
 	// StartTimeout bounds Create from start to the guest's first answer;
 	// default 30 s.
 	StartTimeout time.Duration
+	Images       Images
 	Logger       *slog.Logger // default: discards
 }
+
+// Images says how images other than the host's are had (package image). The zero
+// value is usable.
+type Images struct {
+	// Default is the image of most Specs. It is allowed wherever it lies, and
+	// doctor looks for it.
+	Default      string
+	Platform     string        // such as linux/arm64; default: the host's
+	DockerConfig string        // folder of a Docker config.json with credentials
+	Insecure     []string      // registries without TLS, as host:port
+	Folders      []string      // below which images on this host may lie
+	Refresh      time.Duration // after which a tag is looked up again; 0: when somebody pulls it
+	Keep         time.Duration // of images that nobody uses; default 7 days
+	MaxBytes     int64         // of an unpacked image; default 20 GiB
+	PullTimeout  time.Duration // default 30 minutes
+}
+
+const defaultKeepImages = 7 * 24 * time.Hour
 
 // MaxDataDir is the longest DataDir, in bytes: what a Unix socket's path leaves.
 const MaxDataDir = 60

@@ -52,16 +52,16 @@ type entry struct {
 	Agent bool        // belongs to the agent, not to root
 }
 
-// image is a root folder to be made, and what is bound into it.
-type image struct {
+// rootImage is a root folder to be made, and what is bound into it.
+type rootImage struct {
 	entries []entry // parents first
 	binds   []string
 }
 
 // hostImage describes the host image from the host's root folder. What cannot
 // be read or is not meant for everyone is left out.
-func hostImage(host fs.FS) (image, error) {
-	img := image{entries: invented()}
+func hostImage(host fs.FS) (rootImage, error) {
+	img := rootImage{entries: invented()}
 	for _, name := range programFolders {
 		info, err := fs.Lstat(host, name)
 		switch {
@@ -70,7 +70,7 @@ func hostImage(host fs.FS) (image, error) {
 		case info.Mode()&fs.ModeSymlink != 0:
 			target, err := fs.ReadLink(host, name)
 			if err != nil {
-				return image{}, fmt.Errorf("read link /%s: %w", name, err)
+				return rootImage{}, fmt.Errorf("read link /%s: %w", name, err)
 			}
 			img.entries = append(img.entries, link(name, target))
 		case info.IsDir():
@@ -80,14 +80,14 @@ func hostImage(host fs.FS) (image, error) {
 	}
 	for _, name := range hostShared {
 		if err := img.share(host, "etc/"+name); err != nil {
-			return image{}, fmt.Errorf("share /etc/%s: %w", name, err)
+			return rootImage{}, fmt.Errorf("share /etc/%s: %w", name, err)
 		}
 	}
 	return img, nil
 }
 
 // share adds a file, a link or a folder with all in it.
-func (img *image) share(host fs.FS, name string) error {
+func (img *rootImage) share(host fs.FS, name string) error {
 	return fs.WalkDir(host, name, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			if p == name || errors.Is(err, fs.ErrPermission) {
@@ -127,7 +127,7 @@ func (img *image) share(host fs.FS, name string) error {
 }
 
 // parents adds the folders above p that are missing.
-func (img *image) parents(p string) {
+func (img *rootImage) parents(p string) {
 	up := path.Dir(p)
 	if up == "." || slices.ContainsFunc(img.entries, func(e entry) bool { return e.Path == up }) {
 		return
@@ -169,8 +169,11 @@ func invented() []entry {
 	}
 }
 
+// making begins the name of a root folder that is not complete.
+const making = "making-"
+
 // name is the image's name on disk: by content and owner.
-func (img image) name(ids identity) (string, error) {
+func (img rootImage) name(ids identity) (string, error) {
 	b, err := json.Marshal(img.entries)
 	if err != nil {
 		return "", fmt.Errorf("hash image: %w", err)
@@ -181,7 +184,7 @@ func (img image) name(ids identity) (string, error) {
 
 // materialise makes the root folder below parent, or finds it made, and
 // returns its name. A crash leaves a folder that is not used and swept later.
-func (img image) materialise(parent string, ids identity) (string, error) {
+func (img rootImage) materialise(parent string, ids identity) (string, error) {
 	name, err := img.name(ids)
 	if err != nil {
 		return "", err
@@ -189,7 +192,7 @@ func (img image) materialise(parent string, ids identity) (string, error) {
 	if _, err := os.Stat(filepath.Join(parent, name)); err == nil {
 		return name, nil
 	}
-	tmp, err := os.MkdirTemp(parent, "making-")
+	tmp, err := os.MkdirTemp(parent, making)
 	if err != nil {
 		return "", fmt.Errorf("make image: %w", err)
 	}

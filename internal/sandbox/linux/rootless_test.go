@@ -37,7 +37,7 @@ func TestOrdinaryUser(t *testing.T) {
 	tests, program := filepath.Join(dir, "tests"), filepath.Join(dir, "berth")
 	copyProgram(t, self, tests)
 	copyProgram(t, binary, program)
-	cmd := exec.Command(tests, "-test.v", "-test.run", "^(TestConformance|TestAgentIsUnprivileged|TestCheck)$")
+	cmd := exec.Command(tests, "-test.v", "-test.run", "^(TestConformance|TestAgentIsUnprivileged|TestCheck|TestImages)$")
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir, testbin.Env + "=" + program}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinary, Gid: ordinary}}

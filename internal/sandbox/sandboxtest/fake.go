@@ -240,7 +240,9 @@ func (f *Fake) Create(ctx context.Context, s sandbox.Spec) (sandbox.Sandbox, err
 		return nil, fmt.Errorf("create sandbox %s: %w", s.ID, err)
 	}
 	f.started++
-	f.creates = append(f.creates, s)
+	made := s
+	made.Pulling = nil
+	f.creates = append(f.creates, made)
 	f.workspaces[s.ID] = true
 	b := newBox(f, s, fmt.Sprintf("instance-%d", f.started))
 	f.boxes[s.ID] = b
