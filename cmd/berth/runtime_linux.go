@@ -11,8 +11,9 @@ import (
 	"github.com/berth-dev/berth/internal/sandbox/linux"
 )
 
-// handOver never returns when this program was started as the gVisor runtime.
-// It must come first in main: gVisor reads the arguments as its own.
+// handOver never returns when this program was started as a runtime: to be
+// gVisor, or to become another one. It must come first in main: gVisor reads the
+// arguments as its own.
 func handOver() {
 	if !isRuntime(os.Args) {
 		return
@@ -33,5 +34,5 @@ func isRuntime(args []string) bool {
 	if args[0] == "/proc/self/exe" {
 		return len(args) > 1 && args[1] == "umount"
 	}
-	return strings.HasPrefix(filepath.Base(args[0]), "runsc")
+	return args[0] == linux.Launcher || strings.HasPrefix(filepath.Base(args[0]), "runsc")
 }

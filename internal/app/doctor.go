@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-dev/berth/internal/claude"
 	"github.com/berth-dev/berth/internal/config"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/store"
 )
@@ -60,7 +61,11 @@ func checkBackend(ctx context.Context, c config.Config) []sandbox.Info {
 	c.DataDir = dir
 	b, err := newBackend(c, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return []sandbox.Info{{Name: "sandbox", Text: err.Error()}}
+		info := sandbox.Info{Name: "sandbox", Text: err.Error()}
+		if f, ok := errors.AsType[*fault.Error](err); ok {
+			info.Fix = f.Next
+		}
+		return []sandbox.Info{info}
 	}
 	defer b.Close()
 	if d, ok := b.(sandbox.Doctor); ok {

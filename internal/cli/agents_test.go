@@ -135,7 +135,7 @@ func TestAgentsAreSetFromTheCommandLineAndTheirSandboxesAreMadeSo(t *testing.T) 
 		}
 	}
 	made := o.fake.Creates()
-	if len(made) != 1 || made[0].Limits != (sandbox.Limits{MemoryBytes: 4 << 30, CPUs: 1.5, Processes: 512, OpenFiles: 8192}) ||
+	if len(made) != 1 || made[0].Limits != (sandbox.Limits{MemoryBytes: 4 << 30, CPUs: 1.5, Processes: 512, OpenFiles: 8192, DiskBytes: 10 << 30}) ||
 		len(made[0].Env) != 2 || made[0].Env["FROM"] != "file" {
 		t.Errorf("made %+v", made)
 	}

@@ -22,7 +22,7 @@ type AgentSandbox struct {
 	Image        *string           `yaml:"image" computed:"sandbox.image" doc:"What is installed in a sandbox."`
 	CPUs         *float64          `yaml:"cpus" min:"0.1" max:"256" computed:"sandbox.limits.cpus" doc:"Processor time, in cores."`
 	Memory       *Bytes            `yaml:"memory" min:"64MiB" max:"1TiB" computed:"sandbox.limits.memory" doc:"Memory of all its processes together."`
-	Disk         *Bytes            `yaml:"disk" min:"64MiB" max:"16TiB" computed:"the limit of all sandboxes" doc:"What the session may write."`
+	Disk         *Bytes            `yaml:"disk" min:"64MiB" max:"16TiB" computed:"sandbox.limits.disk" doc:"What the session may write."`
 	Processes    *int64            `yaml:"processes" min:"16" max:"65536" computed:"sandbox.limits.processes" doc:"Processes and threads."`
 	OpenFiles    *int64            `yaml:"open_files" min:"64" max:"1048576" computed:"sandbox.limits.open_files" doc:"Open files of one process."`
 	Warm         *time.Duration    `yaml:"warm" min:"0s" max:"24h" computed:"sandbox.warm" doc:"How long its processes stay after its work item was released."`

@@ -87,6 +87,12 @@ type Sandbox struct {
 	SetupTimeout time.Duration `yaml:"setup_timeout" default:"5m" min:"1s" max:"1h" doc:"Longest run of an agent's set-up command."`
 	Limits       Limits        `yaml:"limits" doc:"What one sandbox may use. Ceilings, not reservations."`
 	Images       Images        `yaml:"images" doc:"Where images come from, and how long they stay."`
+	Linux        Linux         `yaml:"linux" doc:"The linux backend."`
+}
+
+// Linux configures sandboxes that are a full Linux.
+type Linux struct {
+	Runtime string `yaml:"runtime" env:"BERTH_RUNTIME" default:"gvisor" doc:"What isolates a sandbox. gvisor: a kernel of its own, inside this program. runc, crun: the host's kernel behind namespaces; starts faster, for work that you trust. kata: a virtual machine. Or the absolute path of another OCI runtime. See docs/runtimes.md."`
 }
 
 // Limits bound one sandbox.
@@ -94,6 +100,7 @@ type Limits struct {
 	Memory    Bytes   `yaml:"memory" default:"2GiB" min:"64MiB" max:"1TiB" doc:"Memory of all its processes together."`
 	CPUs      float64 `yaml:"cpus" default:"2" min:"0.1" max:"256" doc:"Processor time, in cores."`
 	Processes int64   `yaml:"processes" default:"512" min:"16" max:"65536" doc:"Processes and threads."`
+	Disk      Bytes   `yaml:"disk" default:"10GiB" min:"0B" max:"16TiB" doc:"All that is written, in the workspace and outside it; 0B: no limit. Less than 64MiB counts as that. Needs root and loop devices; a workspace keeps the disk that it was made with."`
 	OpenFiles int64   `yaml:"open_files" default:"8192" min:"64" max:"1048576" doc:"Open files of one process."`
 }
 
@@ -118,6 +125,7 @@ func Names(list string) []string {
 func (l Limits) Sandbox() sandbox.Limits {
 	return sandbox.Limits{
 		MemoryBytes: int64(l.Memory), CPUs: l.CPUs, Processes: l.Processes, OpenFiles: uint64(max(l.OpenFiles, 0)),
+		DiskBytes: int64(l.Disk),
 	}
 }
 

@@ -48,8 +48,9 @@ func TestDefaults(t *testing.T) {
 		Skills:   Skills{Keep: 720 * time.Hour, Size: 10 << 30},
 		Sandbox: Sandbox{
 			Backend: "linux", Image: "host", Warm: 5 * time.Minute, SetupTimeout: 5 * time.Minute,
-			Limits: Limits{Memory: 2 << 30, CPUs: 2, Processes: 512, OpenFiles: 8192},
+			Limits: Limits{Memory: 2 << 30, CPUs: 2, Processes: 512, Disk: 10 << 30, OpenFiles: 8192},
 			Images: Images{DockerConfig: "/home/ada/.docker", Keep: 168 * time.Hour, MaxSize: 20 << 30, PullTimeout: 30 * time.Minute},
+			Linux:  Linux{Runtime: "gvisor"},
 		},
 		Client: Client{Server: "http://127.0.0.1:7070"},
 	}

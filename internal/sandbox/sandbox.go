@@ -117,7 +117,7 @@ type Limits struct {
 	CPUs        float64 `json:"cpus"`
 	Processes   int64   `json:"processes"`
 	OpenFiles   uint64  `json:"open_files"`
-	DiskBytes   int64   `json:"disk_bytes"` // of what the session writes
+	DiskBytes   int64   `json:"disk_bytes"` // all that is written, in and outside the workspace; see Features.Disk
 }
 
 // Ref identifies a sandbox across processes.
@@ -136,14 +136,20 @@ type Exit struct {
 // Features says what a backend can do on this host. It drives documentation,
 // API and doctor.
 type Features struct {
-	Isolation  string `json:"isolation"`  // "gvisor", "namespaces", …
+	Isolation  string `json:"isolation"`  // "gvisor", "vm", Namespaces, …
 	Linux      bool   `json:"linux"`      // a full Linux with processes
 	Terminal   bool   `json:"terminal"`   // Guest.Terminal works
 	Checkpoint bool   `json:"checkpoint"` // processes can be saved and restored
-	Limits     bool   `json:"limits"`     // Spec.Limits are enforced
+	Limits     bool   `json:"limits"`     // Spec.Limits are enforced, but for
+	Disk       bool   `json:"disk"`       // … DiskBytes
 	Shares     bool   `json:"shares"`     // Spec.Shares are shown; its sandboxes are Sharers
 	Note       string `json:"note,omitempty"`
 }
+
+// Namespaces is the isolation of backends whose sandboxes share the host's
+// kernel. What the kernel says of the whole machine is said inside, too, and a
+// lack of memory ends the process that wants it, not the sandbox.
+const Namespaces = "namespaces"
 
 // ID derives a sandbox id from a session id: "b" and 24 hex digits. One session
 // has one sandbox, across work items and restarts.

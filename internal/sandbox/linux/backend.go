@@ -29,6 +29,8 @@ type Backend struct {
 	runtime   runtime
 	limits    *cgroups // nil: not enforced, for the reason in unlimited
 	unlimited error
+	disks     *disks // nil: not limited, for the reason in undisked
+	undisked  error
 	log       *slog.Logger
 	closing   chan struct{} // closed by Close
 	watchers  sync.WaitGroup
@@ -56,10 +58,6 @@ type prepared struct {
 // New opens the data folder and finds out what this host allows. It starts
 // nothing and stops nothing.
 func New(cfg Config) (*Backend, error) {
-	if cfg.Runtime != "" && cfg.Runtime != Gvisor {
-		return nil, fault.New(fault.Invalid, "unknown runtime %q", cfg.Runtime).
-			WithField("sandbox.linux.runtime").WithNext("use %q", Gvisor)
-	}
 	dir, err := filepath.Abs(cfg.DataDir)
 	if err != nil || cfg.DataDir == "" {
 		return nil, fault.Wrap(err, fault.Invalid, "the data folder %q cannot be used", cfg.DataDir).WithField("data_dir")
@@ -79,23 +77,39 @@ func New(cfg Config) (*Backend, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	cfg.Defaults = withDefaults(cfg.Defaults, DefaultLimits)
+	if cfg.Runtime == "" {
+		cfg.Runtime = Gvisor
+	}
 	ids, err := readIdentity()
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Runtime == Kata { // users in a virtual machine are its own
+		ids.base = 0
 	}
 	b := &Backend{
 		cfg:       cfg,
 		sandboxes: filepath.Join(dir, "sandboxes"),
 		images:    filepath.Join(dir, "images"),
 		binaries:  filepath.Join(dir, "bin"),
-		runtime:   runtime{state: filepath.Join(dir, "run", "runsc"), ids: ids},
+		runtime:   runtime{runs: filepath.Join(dir, "run"), sandboxes: filepath.Join(dir, "sandboxes"), ids: ids},
 		log:       cfg.Logger,
 		closing:   make(chan struct{}),
 		preparing: make(chan struct{}, 1),
 		slots:     map[string]*slot{},
 	}
 	b.preparing <- struct{}{}
-	for _, d := range []string{b.sandboxes, b.images, b.binaries, b.runtime.state} {
+	if ids.rootless {
+		b.unlimited = errors.New("cgroups need root")
+	} else {
+		b.limits, b.unlimited = openCgroups(cgroupMount, dir)
+	}
+	if b.runtime.engine, err = b.chooseEngine(); err != nil {
+		return nil, err
+	}
+	templates := filepath.Join(dir, "disks")
+	b.disks, b.undisked = openDisks(templates, ids)
+	for _, d := range []string{b.sandboxes, b.images, templates, b.binaries, b.stateOf(cfg.Runtime)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make data folder: %w", err)
 		}
@@ -104,11 +118,6 @@ func New(cfg Config) (*Backend, error) {
 	// stage; the folder above it is closed.
 	if err := os.Chmod(b.binaries, 0o755); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
-	}
-	if ids.rootless {
-		b.unlimited = errors.New("cgroups need root")
-	} else {
-		b.limits, b.unlimited = openCgroups(cgroupMount, dir)
 	}
 	if b.store, err = b.openImages(); err != nil {
 		return nil, err
@@ -122,7 +131,9 @@ func (b *Backend) Name() string { return Name }
 
 // Features implements sandbox.Backend.
 func (b *Backend) Features() sandbox.Features {
-	f := sandbox.Features{Isolation: Gvisor, Linux: true, Terminal: true, Limits: b.limits != nil, Shares: true}
+	f := sandbox.Features{
+		Isolation: b.runtime.engine.isolation(), Linux: true, Terminal: true, Limits: b.limits != nil, Disk: b.disks != nil, Shares: true,
+	}
 	switch ids := b.runtime.ids; {
 	case ids.rootless:
 		f.Note = "run by an ordinary user: guest and agent share one user id, and memory and CPU are not limited"
@@ -253,6 +264,12 @@ func withDefaults(l, d sandbox.Limits) sandbox.Limits {
 	}
 	if l.Processes <= 0 {
 		l.Processes = d.Processes
+	}
+	if l.DiskBytes <= 0 {
+		l.DiskBytes = d.DiskBytes
+	}
+	if l.DiskBytes > 0 {
+		l.DiskBytes = max(l.DiskBytes, minDiskLimit) / loopBlock * loopBlock
 	}
 	if l.OpenFiles == 0 {
 		l.OpenFiles = d.OpenFiles

@@ -4,7 +4,6 @@ package linux
 
 import (
 	"fmt"
-	"maps"
 	"math"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -50,8 +49,9 @@ func capabilities(ids identity) *specs.LinuxCapabilities {
 // hostname is the same in every sandbox: it tells nothing about the host.
 const hostname = "berth"
 
-// ociSpec describes a sandbox to the runtime. It is pure: the golden file in
-// testdata shows all of what it says.
+// ociSpec describes a sandbox to the runtime, in what all runtimes share (see
+// bundle for the rest). It is pure: the golden files in testdata show all of
+// what it says.
 func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 	s := &specs.Spec{
 		Version:  specs.Version,
@@ -70,7 +70,6 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=0755"}},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "noexec", "mode=1777"}},
 		},
-		Annotations: sharedMount("workspace", l.workspace),
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace},
@@ -88,11 +87,8 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 	if l.mounts != "" {
 		s.Mounts = append(s.Mounts, bind(l.mounts, mountsPath, "ro"))
 	}
-	for i, sh := range l.shares {
+	for _, sh := range l.shares {
 		s.Mounts = append(s.Mounts, bind(sh.source, sh.Path, sh.mode()))
-		if sh.live {
-			maps.Copy(s.Annotations, sharedMount(fmt.Sprintf("share%d", i), sh.source))
-		}
 	}
 	if l.ids.mapped() {
 		ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(l.ids.base), Size: idCount}}
@@ -102,9 +98,6 @@ func ociSpec(l layout, limits sandbox.Limits) *specs.Spec {
 	if l.cgroup != "" {
 		s.Linux.CgroupsPath = l.cgroup
 		s.Linux.Resources = resources(limits)
-		if l.unified { // half a sandbox is no use
-			s.Linux.Resources.Unified = map[string]string{"memory.oom.group": "1"}
-		}
 	}
 	return s
 }
@@ -113,15 +106,6 @@ func bind(source, destination, mode string) specs.Mount {
 	return specs.Mount{
 		Destination: destination, Type: "bind", Source: source, Options: []string{"rbind", mode, "nosuid", "nodev"},
 	}
-}
-
-// sharedMount tells gVisor that the host may look at and change a mount while
-// the sandbox runs, and that what was written must survive a kill. It trusts
-// what it has once seen of all other mounts, which makes starting programs
-// faster.
-func sharedMount(name, source string) map[string]string {
-	hint := "dev.gvisor.spec.mount." + name + "."
-	return map[string]string{hint + "source": source, hint + "type": "bind", hint + "share": "shared"}
 }
 
 // rlimits bound each process, and with RLIMIT_NPROC the agent's user as a

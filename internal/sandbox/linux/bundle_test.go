@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berth-dev/berth/internal/sandbox"
 )
@@ -31,9 +32,17 @@ func TestBundle(t *testing.T) {
 	ordinary.ids, ordinary.cgroup = identity{rootless: true, base: 1001}, ""
 	unified := l
 	unified.unified = true
-	for name, l := range map[string]layout{"root": l, "unified": unified, "ordinary": ordinary} {
+	for name, c := range map[string]struct {
+		layout
+		engine
+	}{"root": {l, gvisor{}}, "unified": {unified, gvisor{}}, "ordinary": {ordinary, gvisor{}}, "runc": {l, oci{}}} {
 		t.Run(name, func(t *testing.T) {
-			got, err := json.MarshalIndent(ociSpec(l, limits), "", "  ")
+			s := ociSpec(c.layout, limits)
+			if err := c.complete(s, c.layout, limits); err != nil {
+				t.Fatal(err)
+			}
+			s.Linux.Seccomp = nil // see the test below
+			got, err := json.MarshalIndent(s, "", "  ")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -57,13 +66,49 @@ func TestBundle(t *testing.T) {
 
 func TestABundleGivesNothingAway(t *testing.T) {
 	t.Setenv("BERTH_BUNDLE_SECRET", "not-for-sandboxes")
-	b, err := json.Marshal(ociSpec(layout{}, sandbox.Limits{}))
-	if err != nil {
+	for _, e := range []engine{gvisor{}, oci{kind: Runc}} {
+		b, err := bundle(e, layout{}, sandbox.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range []string{"not-for-sandboxes", "CAP_SYS_ADMIN", "CAP_NET_RAW", "CAP_SYS_PTRACE", "CAP_MKNOD"} {
+			if bytes.Contains(b, []byte(word)) {
+				t.Errorf("it contains %s", word)
+			}
+		}
+	}
+}
+
+// Where the host's kernel answers by itself, what it may be asked is what keeps
+// a sandbox in.
+func TestSystemCallsOfTheHostAreFiltered(t *testing.T) {
+	s := ociSpec(layout{}, sandbox.Limits{})
+	if err := (oci{}).complete(s, layout{}, sandbox.Limits{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, word := range []string{"not-for-sandboxes", "CAP_SYS_ADMIN", "CAP_NET_RAW", "CAP_SYS_PTRACE", "CAP_MKNOD"} {
-		if bytes.Contains(b, []byte(word)) {
-			t.Errorf("it contains %s", word)
+	filter := s.Linux.Seccomp
+	if filter == nil || filter.DefaultAction != specs.ActErrno {
+		t.Fatalf("what is not allowed is not refused: %+v", filter)
+	}
+	allowed := map[string]bool{}
+	for _, rule := range filter.Syscalls {
+		for _, name := range rule.Names {
+			if rule.Action == specs.ActAllow && len(rule.Args) == 0 {
+				allowed[name] = true
+			}
+		}
+	}
+	for _, name := range []string{
+		"mount", "umount2", "unshare", "setns", "pivot_root", "bpf", "perf_event_open", "keyctl", "add_key", "kexec_load", "init_module",
+		"open_by_handle_at", "userfaultfd", "reboot", "clone", "clone3", "fsopen", "move_mount", "io_uring_setup",
+	} {
+		if allowed[name] {
+			t.Errorf("%s is allowed", name)
+		}
+	}
+	for _, name := range []string{"read", "execve", "futex", "openat", "setuid"} {
+		if !allowed[name] {
+			t.Errorf("%s is not allowed", name)
 		}
 	}
 }

@@ -27,7 +27,7 @@ const (
 // and removes.
 func (b *Backend) Check(ctx context.Context) []sandbox.Info {
 	return []sandbox.Info{
-		checkKernel(), b.checkUser(), checkNamespaces(), b.checkLimits(), checkResource(), b.checkDisk(), checkShell(), b.checkImage(ctx),
+		checkKernel(), b.runtime.engine.check(ctx), b.checkUser(), checkNamespaces(), b.checkLimits(), checkResource(), b.checkDisk(), b.checkDiskLimit(), checkShell(), b.checkImage(ctx),
 		b.checkStart(ctx),
 	}
 }
@@ -170,7 +170,7 @@ func checkShell() sandbox.Info {
 }
 
 // checkStart starts a sandbox and removes it: the only proof that the kernel
-// lets gVisor work.
+// lets the runtime work.
 func (b *Backend) checkStart(ctx context.Context) sandbox.Info {
 	const name = "start"
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
@@ -184,7 +184,7 @@ func (b *Backend) checkStart(ctx context.Context) sandbox.Info {
 		err = errors.Join(err, box.Destroy(clean, sandbox.Everything))
 	}
 	if err != nil {
-		return lacking(name, "see the message; a kernel without seccomp or ptrace cannot run gVisor", "no sandbox starts: %v", err)
+		return lacking(name, "see the message; a kernel without seccomp, or ptrace for gVisor, cannot run sandboxes", "no sandbox starts: %v", err)
 	}
 	return ok(name, "a sandbox started in %d ms", took.Milliseconds())
 }

@@ -28,11 +28,12 @@ const (
 	crashDir    = "BERTH_CRASH_DIR"
 	crashBinary = "BERTH_CRASH_BINARY"
 	crashAct    = "BERTH_CRASH_ACT"
+	crashKind   = "BERTH_CRASH_RUNTIME"
 )
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashDir); dir != "" {
-		if err := serve(dir, os.Getenv(crashBinary), os.Getenv(crashAct)); err != nil {
+		if err := serve(dir, os.Getenv(crashBinary), os.Getenv(crashKind), os.Getenv(crashAct)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -51,14 +52,18 @@ func bashCall(id, command string) tool.Call {
 }
 
 // serve does what a server does, until it is killed.
-func serve(dir, binary, act string) error {
-	b, err := linux.New(linux.Config{DataDir: dir, Binary: binary})
+func serve(dir, binary, kind, act string) error {
+	b, err := linux.New(linux.Config{DataDir: dir, Binary: binary, Runtime: kind})
 	if err != nil {
 		return err
 	}
 	ctx := context.Background()
 	for {
-		box, err := b.Create(ctx, crashSpec)
+		spec := crashSpec
+		if act == "destroy" { // the steps with a disk are more
+			spec.Limits.DiskBytes = 64 << 20
+		}
+		box, err := b.Create(ctx, spec)
 		if err != nil {
 			return err
 		}
@@ -79,9 +84,9 @@ func serve(dir, binary, act string) error {
 }
 
 // stageOnce makes what all servers share, so that a kill hits what comes after.
-func stageOnce(t *testing.T, binary, dir string) {
+func stageOnce(t *testing.T, binary, dir, kind string) {
 	t.Helper()
-	b := open(t, binary, dir)
+	b := openWith(t, binary, dir, kind)
 	defer b.Close()
 	if _, err := b.Create(t.Context(), crashSpec); err != nil {
 		t.Fatal(err)
@@ -90,14 +95,14 @@ func stageOnce(t *testing.T, binary, dir string) {
 }
 
 // killedServer runs serve and kills it after some time, or when stop ends.
-func killedServer(ctx context.Context, t *testing.T, dir, binary, act string) {
+func killedServer(ctx context.Context, t *testing.T, dir, binary, kind, act string) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(ctx, self)
-	cmd.Env = append(os.Environ(), crashDir+"="+dir, crashBinary+"="+binary, crashAct+"="+act)
+	cmd.Env = append(os.Environ(), crashDir+"="+dir, crashBinary+"="+binary, crashKind+"="+kind, crashAct+"="+act)
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Run(); ctx.Err() == nil {
@@ -105,17 +110,36 @@ func killedServer(ctx context.Context, t *testing.T, dir, binary, act string) {
 	}
 }
 
+// onRuntimes runs a test with every runtime that this host has.
+func onRuntimes(t *testing.T, test func(t *testing.T, kind string)) {
+	for _, kind := range []string{linux.Gvisor, linux.Runc, linux.Crun} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			if kind == linux.Gvisor {
+				needNamespaces(t)
+			} else {
+				needRuntime(t, kind)
+			}
+			test(t, kind)
+		})
+	}
+}
+
 func TestServerKilledAtAnyPointLeavesNothingThatCannotBeAdoptedOrRemoved(t *testing.T) {
-	needNamespaces(t)
+	t.Parallel()
+	onRuntimes(t, killAtAnyPoint)
+}
+
+func killAtAnyPoint(t *testing.T, kind string) {
 	binary, dir := testbin.Path(t), dataDir(t)
-	stageOnce(t, binary, dir)
+	stageOnce(t, binary, dir, kind)
 	for i := range 12 {
 		after := time.Duration(300+i*37) * time.Millisecond
 		ctx, cancel := context.WithTimeout(t.Context(), after)
-		killedServer(ctx, t, dir, binary, "destroy")
+		killedServer(ctx, t, dir, binary, kind, "destroy")
 		cancel()
 
-		b := open(t, binary, dir)
+		b := openWith(t, binary, dir, kind)
 		if i%2 == 0 { // either it is used again, or removed as it is
 			box, err := b.Create(t.Context(), crashSpec)
 			if err != nil {
@@ -140,9 +164,13 @@ func TestServerKilledAtAnyPointLeavesNothingThatCannotBeAdoptedOrRemoved(t *test
 }
 
 func TestCallOfAKilledServerRunsOnceAndIsAnsweredToTheNext(t *testing.T) {
-	needNamespaces(t)
+	t.Parallel()
+	onRuntimes(t, killDuringACall)
+}
+
+func killDuringACall(t *testing.T, kind string) {
 	binary, dir := testbin.Path(t), dataDir(t)
-	b := open(t, binary, dir)
+	b := openWith(t, binary, dir, kind)
 	box, err := b.Create(t.Context(), crashSpec)
 	if err != nil {
 		t.Fatal(err)
@@ -158,12 +186,12 @@ func TestCallOfAKilledServerRunsOnceAndIsAnsweredToTheNext(t *testing.T) {
 		watched <- appears(ctx, begun)
 		kill()
 	}()
-	killedServer(ctx, t, dir, binary, "call")
+	killedServer(ctx, t, dir, binary, kind, "call")
 	if err := <-watched; err != nil {
 		t.Fatal(err)
 	}
 
-	b = open(t, binary, dir)
+	b = openWith(t, binary, dir, kind)
 	defer b.Close()
 	defer clearAll(t, b)
 	if box, err = b.Attach(t.Context(), box.Ref()); err != nil {
@@ -187,8 +215,12 @@ func TestCallOfAKilledServerRunsOnceAndIsAnsweredToTheNext(t *testing.T) {
 }
 
 func TestKilledSandboxIsNoticedAndStartsAnewWithItsFiles(t *testing.T) {
-	needNamespaces(t)
-	b := open(t, testbin.Path(t), dataDir(t))
+	t.Parallel()
+	onRuntimes(t, killTheSandbox)
+}
+
+func killTheSandbox(t *testing.T, kind string) {
+	b := openWith(t, testbin.Path(t), dataDir(t), kind)
 	defer b.Close()
 	defer clearAll(t, b)
 	box, err := b.Create(t.Context(), crashSpec)
@@ -269,7 +301,7 @@ func remains(t testing.TB, dir string) []string {
 	t.Helper()
 	var found []string
 	for _, pattern := range []string{
-		filepath.Join(dir, "sandboxes", "*"), filepath.Join(dir, "run", "runsc", "*"),
+		filepath.Join(dir, "sandboxes", "*"), filepath.Join(dir, "disks", "*.making"), filepath.Join(dir, "run", "*", "*"),
 		filepath.Join("/sys/fs/cgroup", "*", linux.CgroupName(dir)), filepath.Join("/sys/fs/cgroup", linux.CgroupName(dir)),
 	} {
 		names, err := filepath.Glob(pattern)
@@ -287,12 +319,26 @@ func remains(t testing.TB, dir string) []string {
 			found = append(found, "mount "+line)
 		}
 	}
+	loops, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range loops {
+		if b, err := os.ReadFile(l); err == nil && bytes.Contains(b, []byte(crashSpec.ID)) {
+			found = append(found, l+" "+string(b))
+		}
+	}
 	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range processes {
-		if b, err := os.ReadFile(p); err == nil && bytes.Contains(b, []byte("--root="+dir)) {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue
+		}
+		stdin, _ := os.Readlink(filepath.Join(filepath.Dir(p), "fd/0"))
+		if bytes.Contains(b, []byte("--root="+dir)) || strings.HasPrefix(stdin, filepath.Join(dir, "sandboxes")) {
 			found = append(found, "process "+strings.ReplaceAll(string(b), "\x00", " "))
 		}
 	}

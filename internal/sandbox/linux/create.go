@@ -4,7 +4,6 @@ package linux
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -100,6 +99,7 @@ func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec, img cho
 	r := record{
 		Session: spec.Session, Image: spec.Image, Env: img.env(spec.Env),
 		Limits: withDefaults(spec.Limits, b.cfg.Defaults), Shares: spec.Shares, Binary: p.binary, Root: p.root,
+		Runtime: b.cfg.Runtime,
 	}
 	ids := b.runtime.ids
 	kept, err := f.make(r, ids.host(0), ids.host(ids.agent))
@@ -125,13 +125,6 @@ func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec, img cho
 	if err != nil {
 		return nil, err
 	}
-	moved, err := f.makeWay(spec.Shares)
-	if len(moved) > 0 {
-		b.log.Warn("files of the workspace set aside for a share", "sandbox", spec.ID, "to", moved)
-	}
-	if err != nil {
-		return nil, err
-	}
 	box, err := b.launch(ctx, s, f, r, p)
 	if err != nil {
 		return nil, err
@@ -145,7 +138,12 @@ func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec, img cho
 
 // launch writes the bundle and starts the runtime on it.
 func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *prepared) (*Sandbox, error) {
-	root, workspace := filepath.Join(b.images, p.root), f.path(workspaceName)
+	if err := b.readyDisk(ctx, f, r.Limits.DiskBytes); err != nil {
+		return nil, err
+	}
+	st := f.storage(b.runtime.ids)
+	image, workspace := filepath.Join(b.images, p.root), st.workspace
+	root := b.runtime.engine.root(f, image)
 	staged := []string{root, b.binaries, workspace}
 	mounts := f.mounts(r.Shares)
 	if mounts != "" {
@@ -158,6 +156,12 @@ func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *pr
 	if err != nil {
 		return nil, err
 	}
+	if stage.Disk = st.disk; stage.Disk != nil {
+		stage.Disk.Clear = inWorkspace(r.Shares)
+	} else if err := makeWay(workspace, inWorkspace(r.Shares)); err != nil {
+		return nil, err
+	}
+	b.runtime.engine.mounts(&stage, f, st, image)
 	l := layout{
 		root: stage.inside(root), binds: p.binds, workspace: stage.inside(workspace),
 		guest: stage.inside(filepath.Join(b.binaries, p.binary)), shares: f.mounted(stage, r.Shares), ids: b.runtime.ids,
@@ -171,15 +175,15 @@ func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *pr
 		}
 		l.cgroup, l.unified = b.limits.path(s.id), b.limits.unified
 	}
-	config, err := json.Marshal(ociSpec(l, r.Limits))
+	config, err := bundle(b.runtime.engine, l, r.Limits)
 	if err != nil {
-		return nil, fmt.Errorf("encode bundle: %w", err)
+		return nil, err
 	}
 	if err := writeFile(filepath.Join(f.path(bundleName), "config.json"), config); err != nil {
 		return nil, err
 	}
 	err = b.runtime.run(ctx, launch{
-		binary: filepath.Join(b.binaries, p.binary), folder: f, stage: stage, limited: b.limits != nil,
+		binary: filepath.Join(b.binaries, p.binary), folder: f, stage: stage, layer: st.layer, limited: b.limits != nil,
 	})
 	if err != nil {
 		return nil, err
@@ -213,7 +217,8 @@ func (b *Backend) remove(ctx context.Context, s *slot, how sandbox.Removal) erro
 			return fmt.Errorf("wait for the end of %s: %w", s.id, err)
 		}
 	}
-	if err := b.runtime.forget(s.id); err != nil {
+	f := b.folder(s.id)
+	if err := b.forget(ending, f); err != nil {
 		return err
 	}
 	if b.limits != nil {
@@ -221,7 +226,9 @@ func (b *Backend) remove(ctx context.Context, s *slot, how sandbox.Removal) erro
 			return err
 		}
 	}
-	f := b.folder(s.id)
+	if err := f.detached(ending); err != nil {
+		return err
+	}
 	if how == sandbox.KeepFiles {
 		return f.clear()
 	}

@@ -1,5 +1,6 @@
-// Package linux makes sandboxes that are a full Linux: gVisor (linked into our
-// own binary, see cmd/berth) runs an OCI bundle whose first process is our guest.
+// Package linux makes sandboxes that are a full Linux: a runtime runs an OCI
+// bundle whose first process is our guest. It is gVisor (linked into our own
+// binary, see cmd/berth) or any other that has runc's command line (engine.go).
 //
 // A sandbox is a folder and a set of processes, nothing else. The folder
 //
@@ -8,16 +9,24 @@
 //	    bundle/          config.json, as the runtime reads it
 //	    in, out          FIFOs: the guest's standard input and output
 //	    runtime.log      what the runtime said about failures
-//	    overlay/         the root's writable layer (one unlinked file)
+//	    overlay/         the root's writable layer (for gVisor one unlinked file)
+//	    overlay-work/    of the kernel, for that layer
+//	    root/            where the layer is mounted, for other runtimes than gVisor
+//	    pid              the first process, as those runtimes wrote it down
 //	    workspace/       /workspace; outlives the sandbox with KeepFiles
 //	    mnt/             /mnt, when shares are mounted below it
 //	    shares/          folders that host and sandbox see both; stay with it
+//	    disk.img         with a limit of disk: a file system that holds the
+//	                     workspace and the writable layer in place of the above
+//	    disk/            where it is mounted, for the sandbox alone
 //
 // says what exists; /proc says what runs (process.go): the processes carry the
-// id in their arguments, so that nothing has to be written down before it may
-// be found again, and a server that dies at any point leaves nothing behind
-// that the next one cannot adopt or remove. Sandboxes run on without a server:
-// the FIFOs are held open by the sandbox itself.
+// id in their arguments or have the FIFO as standard input, so that nothing has
+// to be written down before it may be found again, and a server that dies at any
+// point leaves nothing behind that the next one cannot adopt or remove. What is
+// mounted is mounted in namespaces of their own (stage.go) and goes with them.
+// Sandboxes run on without a server: the FIFOs are held open by the sandbox
+// itself.
 //
 // Nothing of the host is visible inside but its programs (image.go), or an
 // image instead of them (images.go), and there is no network but loopback.
@@ -36,8 +45,13 @@ const Name = "linux"
 // ImageHost is the image made of the host's own programs.
 const ImageHost = "host"
 
-// Gvisor is the runtime linked into our own binary.
-const Gvisor = "gvisor"
+// The runtimes that are known by name. Gvisor is linked into our own binary.
+const (
+	Gvisor = "gvisor"
+	Runc   = "runc"
+	Crun   = "crun"
+	Kata   = "kata"
+)
 
 // Config is what New needs. The zero value of each field but DataDir is usable.
 type Config struct {
@@ -49,7 +63,9 @@ type Config struct {
 	// /proc/self/exe. It is staged by content, so that an upgrade does not pull
 	// it from under running sandboxes.
 	Binary string
-	// Runtime is "gvisor", which is also the default.
+	// Runtime is Gvisor, which is also the default, Runc, Crun, Kata, or the
+	// absolute path of an OCI runtime. Sandboxes that were started with another
+	// one are adopted and removed all the same.
 	Runtime string
 	// Defaults are the limits of a Spec that says nothing; zero fields take
 	// DefaultLimits.

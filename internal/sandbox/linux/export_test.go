@@ -12,7 +12,7 @@ func WorkspaceOf(b *Backend, id string) string { return b.folder(id).path(worksp
 func Kernel(b *Backend, id string) (int, error) {
 	found, err := b.runtime.processes(id)
 	for _, p := range found {
-		if p.name == kernelName {
+		if p.name == kernelName || p.pid == b.folder(id).pid() {
 			return p.pid, nil
 		}
 	}

@@ -36,6 +36,9 @@ const (
 	logName       = "runtime.log"
 	guestLogName  = "guest.log"
 	overlayName   = "overlay"
+	workName      = "overlay-work" // of the kernel, for the layer above
+	rootName      = "root"         // where that layer is mounted over the image
+	pidName       = "pid"          // written by the runtime
 	workspaceName = "workspace"
 )
 
@@ -48,6 +51,7 @@ type record struct {
 	Shares  []sandbox.Share   `json:"shares,omitempty"`
 	Binary  string            `json:"binary"` // names of the files in use, which must stay
 	Root    string            `json:"root"`
+	Runtime string            `json:"runtime,omitempty"` // gVisor when empty
 }
 
 // maxRecord bounds spec.json when it is read.
@@ -59,7 +63,7 @@ func (f folder) make(r record, owner, agent int) (kept bool, err error) {
 	if err := os.MkdirAll(string(f), 0o700); err != nil {
 		return false, fmt.Errorf("make sandbox folder: %w", err)
 	}
-	for _, name := range []string{bundleName, overlayName} {
+	for _, name := range []string{bundleName, overlayName, workName, rootName, diskName} {
 		if err := os.Mkdir(f.path(name), 0o700); err != nil {
 			return false, fmt.Errorf("make sandbox folder: %w", err)
 		}
@@ -105,7 +109,9 @@ func (f folder) record() (record, error) {
 // clear removes what a run of the sandbox left, and keeps workspace, shares and
 // record.
 func (f folder) clear() error {
-	for _, name := range []string{bundleName, overlayName, mountsName, inName, outName, logName, guestLogName} {
+	for _, name := range []string{
+		bundleName, overlayName, workName, rootName, diskName, mountsName, pidName, inName, outName, logName, guestLogName,
+	} {
 		if err := removeAll(f.path(name)); err != nil {
 			return fmt.Errorf("clear sandbox folder: %w", err)
 		}

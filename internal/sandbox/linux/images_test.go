@@ -220,6 +220,7 @@ func TestImages(t *testing.T) {
 }
 
 func TestAnImageWithoutAShellIsToldInOneLine(t *testing.T) {
+	t.Parallel()
 	needNamespaces(t)
 	dir, sources := dataDir(t), t.TempDir()
 	b, err := linux.New(linux.Config{DataDir: dir, Binary: testbin.Path(t), Images: linux.Images{Folders: []string{sources}}})
@@ -255,6 +256,7 @@ func TestAnImageWithoutAShellIsToldInOneLine(t *testing.T) {
 }
 
 func TestImagesThatCannotBe(t *testing.T) {
+	t.Parallel()
 	b := open(t, testbin.Path(t), dataDir(t))
 	defer b.Close()
 	for text, want := range map[string]fault.Code{

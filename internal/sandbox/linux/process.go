@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,12 +20,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The processes of a sandbox on the host: the sandbox itself (gVisor's kernel,
-// whose death ends everything inside, because it is the first process of a PID
-// namespace), a helper that opened its files, and for a moment the runtime that
-// starts both. All are named runsc… and carry the runtime's state folder and
-// the sandbox's id in their arguments; that is how they are found, whoever
-// started them and wherever that one stopped.
+// The processes of a sandbox on the host: the sandbox itself, the first process
+// of a PID namespace, whose death ends everything inside; what helps it; and
+// for a moment the runtime that starts both. They are found by what they are,
+// whoever started them and wherever that one stopped:
+//
+//   - gVisor's (its kernel, and a helper that opened its files) are named runsc…
+//     and carry the runtime's state folder and the sandbox's id in their
+//     arguments.
+//   - Those of other runtimes (the guest itself, as the host sees it, and the
+//     runtime before it) have the sandbox's FIFO as standard input. It exists
+//     before the runtime starts, nobody inside can open it, and it is removed
+//     after the processes.
 
 const maxCmdline = 64 << 10
 
@@ -48,29 +55,56 @@ func (r runtime) processes(id string) ([]process, error) {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
 	var found []process
+	fifo := r.fifo(id)
 	for _, n := range names {
 		pid, err := strconv.Atoi(n)
 		if err != nil {
 			continue
 		}
-		if name, ok := r.owns(pid, id); ok {
+		if name, ok := r.owns(pid, id, fifo); ok {
 			found = append(found, process{pid, name})
 		}
 	}
 	return found, nil
 }
 
+// fifo is what the standard input of a sandbox's processes is, nil when there
+// is no such sandbox.
+func (r runtime) fifo(id string) fs.FileInfo {
+	info, err := os.Lstat(folder(filepath.Join(r.sandboxes, id)).path(inName))
+	if err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
+		return nil
+	}
+	return info
+}
+
 // owns reports whether a process belongs to a sandbox, and its name.
-func (r runtime) owns(pid int, id string) (string, bool) {
-	b, err := readBounded(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"), maxCmdline)
+func (r runtime) owns(pid int, id string, fifo fs.FileInfo) (string, bool) {
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	if fifo != nil && listens(dir, id, fifo) {
+		return "guest", true
+	}
+	b, err := readBounded(filepath.Join(dir, "cmdline"), maxCmdline)
 	if err != nil || !bytes.HasPrefix(b, []byte(runtimeName)) {
 		return "", false
 	}
 	args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-	if !slices.Contains(args, "--root="+r.state) || args[len(args)-1] != id {
+	if !slices.Contains(args, "--root="+filepath.Join(r.runs, runtimeName)) || args[len(args)-1] != id {
 		return "", false
 	}
 	return args[0], true
+}
+
+// listens reports whether a FIFO is a process's standard input. The name is
+// looked at first, so that nothing else is touched.
+func listens(proc, id string, fifo fs.FileInfo) bool {
+	stdin := filepath.Join(proc, "fd/0")
+	name, err := os.Readlink(stdin)
+	if err != nil || !strings.HasSuffix(name, filepath.Join("/", id, inName)) {
+		return false
+	}
+	info, err := os.Stat(stdin)
+	return err == nil && os.SameFile(info, fifo)
 }
 
 // kernel returns a handle on the sandbox's own process, nil when none runs.
@@ -79,8 +113,9 @@ func (r runtime) kernel(id string) (*handle, error) {
 	if err != nil {
 		return nil, err
 	}
+	first := folder(filepath.Join(r.sandboxes, id)).pid()
 	for _, p := range found {
-		if p.name != kernelName {
+		if p.name != kernelName && p.pid != first {
 			continue
 		}
 		h, err := r.open(p.pid, id)
@@ -134,7 +169,7 @@ func (r runtime) open(pid int, id string) (*handle, error) {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	h := &handle{os.NewFile(uintptr(fd), "pidfd")}
-	if _, ok := r.owns(pid, id); !ok { // the number was given away in between
+	if _, ok := r.owns(pid, id, r.fifo(id)); !ok { // the number was given away in between
 		_ = h.Close()
 		return nil, nil
 	}

@@ -22,6 +22,7 @@ const ordinary = 61234
 // TestOrdinaryUser runs the conformance suite, and what this package claims
 // about its sandboxes, as an ordinary user. Root starts it again as one.
 func TestOrdinaryUser(t *testing.T) {
+	t.Parallel()
 	binary := testbin.Path(t)
 	if os.Geteuid() != 0 {
 		t.Skip("the other tests run as an ordinary user already")

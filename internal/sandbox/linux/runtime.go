@@ -6,56 +6,30 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
-// runtime starts gVisor: our own binary under another name. Stopping needs no
-// runtime: what runs is killed (process.go), what is left is removed here.
+// runtime starts sandboxes and finds what runs of them. Stopping needs none:
+// what runs is killed (process.go), what is left is removed (engine.go).
 type runtime struct {
-	state string // the runtime's state folder
-	ids   identity
+	engine    engine
+	runs      string // folder of the runtimes' state folders
+	sandboxes string
+	ids       identity
 }
-
-// runtimeName is argv[0] of the runtime and the beginning of its children's.
-const runtimeName = "runsc"
 
 // launch is one start of a sandbox.
 type launch struct {
 	binary  string
 	folder  folder
 	stage   stage
-	limited bool // the bundle names a cgroup
-}
-
-// args is the command line that starts a sandbox and leaves it running.
-func (r runtime) args(l launch) []string {
-	args := []string{
-		runtimeName,
-		"--root=" + r.state,
-		"--log=" + l.folder.path(logName),
-		"--platform=systrap",
-		"--network=none",
-		"--gofer-network-namespace=new", // the default one is a mount that nobody removes
-		"--overlay2=root:dir=" + l.folder.path(overlayName),
-		"--file-access=exclusive",
-		"--file-access-mounts=exclusive", // but see sharedMount
-		"--host-uds=none",
-		"--host-fifo=none",
-		"--host-settings=ignore",
-	}
-	if !l.limited {
-		args = append(args, "--ignore-cgroups")
-	}
-	args = append(args, "run", "--detach", "--bundle="+l.folder.path(bundleName), l.folder.id())
-	return l.stage.wrap(args)
+	layer   string // where gVisor keeps the root's writable layer
+	limited bool   // the bundle names a cgroup
 }
 
 // run starts a sandbox and returns when its first process runs. When ctx ends
@@ -74,7 +48,7 @@ func (r runtime) run(ctx context.Context, l launch) error {
 	defer log.Close()
 
 	cmd := exec.CommandContext(ctx, l.binary)
-	cmd.Args = r.args(l)
+	cmd.Args = r.engine.args(l)
 	cmd.Env = []string{} // nothing of ours
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, log
@@ -83,7 +57,7 @@ func (r runtime) run(ctx context.Context, l launch) error {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		return fmt.Errorf("run gVisor: %w", err)
+		return fmt.Errorf("run %s: %w", r.engine.isolation(), err)
 	}
 	return nil
 }
@@ -103,19 +77,18 @@ func (r runtime) attributes() *syscall.SysProcAttr {
 	}
 }
 
-// forget removes what the runtime remembers of a sandbox whose processes have
-// ended.
-func (r runtime) forget(id string) error {
-	names, err := filepath.Glob(filepath.Join(r.state, id+"_sandbox:*"))
+// pid is the sandbox's first process as its runtime wrote it down, 0 when it did
+// not. It is believed only of a process that is the sandbox's (owns).
+func (f folder) pid() int {
+	b, err := readBounded(f.path(pidName), 32)
 	if err != nil {
-		return fmt.Errorf("find runtime state: %w", err)
+		return 0
 	}
-	for _, name := range append(names, filepath.Join(r.state, "runsc-"+id+".sock")) {
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove runtime state: %w", err)
-		}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0
 	}
-	return nil
+	return pid
 }
 
 const (
@@ -152,95 +125,4 @@ func runtimeErrors(b []byte) []string {
 		said = append(said, line.Msg)
 	}
 	return said
-}
-
-// stage is a place that the runtime's children can reach. They are nobody on
-// the host (identity.go), and a data folder that is closed to all but root
-// would be closed to them. So the runtime, in its own mount namespace, first
-// binds the folders that they need below a fresh tmpfs over Point, an existing
-// folder; PrepareRuntime does it. The zero stage changes nothing.
-type stage struct {
-	Point string   `json:"point"`
-	Dirs  []string `json:"dirs"`
-}
-
-// inside translates a host path below one of the staged folders.
-func (s stage) inside(path string) string {
-	if s.Point == "" {
-		return path
-	}
-	return filepath.Join(s.Point, path)
-}
-
-const stageFlag = "--berth-stage="
-
-func (s stage) wrap(args []string) []string {
-	if s.Point == "" {
-		return args
-	}
-	b, _ := json.Marshal(s) // strings cannot fail
-	return append([]string{args[0], stageFlag + string(b)}, args[1:]...)
-}
-
-// PrepareRuntime must be called by a process that is about to become the gVisor
-// runtime, with its own arguments; it returns those that the runtime shall see.
-// It acts only on a command line that this package made.
-func PrepareRuntime(args []string) ([]string, error) {
-	if len(args) < 2 || !strings.HasPrefix(args[1], stageFlag) {
-		return args, nil
-	}
-	var s stage
-	if err := json.Unmarshal([]byte(args[1][len(stageFlag):]), &s); err != nil {
-		return nil, fmt.Errorf("read stage: %w", err)
-	}
-	if err := s.mount(); err != nil {
-		return nil, err
-	}
-	return append([]string{args[0]}, args[2:]...), nil
-}
-
-// mount works through descriptors opened before Point is covered, because a
-// data folder may lie below it.
-func (s stage) mount() error {
-	fds := make([]int, len(s.Dirs))
-	for i, dir := range s.Dirs {
-		fd, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-		if err != nil {
-			return fmt.Errorf("open %s: %w", dir, err)
-		}
-		defer unix.Close(fd)
-		fds[i] = fd
-	}
-	if err := unix.Mount("berth", s.Point, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711,size=64k"); err != nil {
-		return fmt.Errorf("mount stage on %s: %w", s.Point, err)
-	}
-	defer unix.Umask(unix.Umask(0)) // others must be able to pass
-	for i, dir := range s.Dirs {
-		at := s.inside(dir)
-		if err := os.MkdirAll(at, 0o711); err != nil {
-			return fmt.Errorf("make stage: %w", err)
-		}
-		if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fds[i]), at, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("bind %s: %w", dir, err)
-		}
-	}
-	return nil
-}
-
-// stagePoints are folders that every Linux has and that the host image does
-// not need.
-var stagePoints = []string{"/mnt", "/media", "/srv", "/opt", "/tmp"}
-
-// chooseStage is where the folders of one sandbox are shown to its processes.
-func (r runtime) chooseStage(dataDir string, dirs ...string) (stage, error) {
-	if r.ids.rootless || !r.ids.mapped() {
-		return stage{}, nil
-	}
-	for _, point := range stagePoints {
-		if info, err := os.Lstat(point); err != nil || !info.IsDir() || strings.HasPrefix(dataDir+"/", point+"/") {
-			continue
-		}
-		return stage{Point: point, Dirs: dirs}, nil
-	}
-	return stage{}, fmt.Errorf("none of %s is a folder outside %s to mount on", strings.Join(stagePoints, ", "), dataDir)
 }

@@ -45,8 +45,7 @@ func TestLogsAreTrimmed(t *testing.T) {
 }
 
 func TestCommandLineOfTheRuntime(t *testing.T) {
-	r := runtime{state: "/data/run/runsc", ids: identity{base: hostIDs, agent: agentUID}}
-	got := r.args(launch{folder: "/data/sandboxes/b1", stage: stage{Point: "/mnt", Dirs: []string{"/data/bin"}}, limited: true})
+	got := gvisor{state: "/data/run/runsc"}.args(launch{folder: "/data/sandboxes/b1", layer: "/data/sandboxes/b1/overlay", stage: stage{Point: "/mnt", Dirs: []string{"/data/bin"}}, limited: true})
 	want := []string{
 		"runsc",
 		`--berth-stage={"point":"/mnt","dirs":["/data/bin"]}`,

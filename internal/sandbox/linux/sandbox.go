@@ -30,7 +30,7 @@ type Sandbox struct {
 	exit sandbox.Exit // after over
 
 	mu   sync.Mutex
-	conn *guest.Client
+	conn *noted
 }
 
 // handshake bounds how long a running guest may take to answer.
@@ -77,7 +77,7 @@ func (s *Sandbox) Guest(ctx context.Context) (sandbox.Guest, error) {
 }
 
 // connection returns the present connection if it lives.
-func (s *Sandbox) connection() *guest.Client {
+func (s *Sandbox) connection() *noted {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn == nil || s.hasEnded() {
@@ -91,7 +91,7 @@ func (s *Sandbox) connection() *guest.Client {
 	}
 }
 
-func (s *Sandbox) dial(ctx context.Context) (*guest.Client, error) {
+func (s *Sandbox) dial(ctx context.Context) (*noted, error) {
 	if s.hasEnded() {
 		return nil, sandbox.ErrGone
 	}
@@ -102,7 +102,11 @@ func (s *Sandbox) dial(ctx context.Context) (*guest.Client, error) {
 	}
 	ctx, release := until(ctx, s.over, sandbox.ErrGone)
 	defer release()
-	return guest.Attach(ctx, from, to, pipes{to, from}, guest.Options{Env: s.record.Env, Handshake: handshake})
+	c, err := guest.Attach(ctx, from, to, pipes{to, from}, guest.Options{Env: s.record.Env, Handshake: handshake})
+	if err != nil {
+		return nil, err
+	}
+	return &noted{Client: c, box: s}, nil
 }
 
 // hangUp closes the present connection, if there is one.

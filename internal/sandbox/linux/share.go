@@ -127,39 +127,44 @@ func (f folder) mounts(shares []sandbox.Share) string {
 // maxAside bounds the names that are tried for what stands in the way.
 const maxAside = 1000
 
-// makeWay moves aside what stands in the workspace where a share shall be: a
-// file or a link there would keep the sandbox from starting, and the content of
-// a folder would be hidden. Nothing runs, so nothing changes meanwhile. It
-// returns the new names.
-func (f folder) makeWay(shares []sandbox.Share) ([]string, error) {
-	root, err := os.OpenRoot(f.path(workspaceName))
+// inWorkspace returns where shares are in the workspace, relative to it.
+func inWorkspace(shares []sandbox.Share) []string {
+	var rels []string
+	for _, s := range shares {
+		if rel, below := strings.CutPrefix(s.Path, workspacePath+"/"); below {
+			rels = append(rels, rel)
+		}
+	}
+	return rels
+}
+
+// makeWay moves aside what stands in a workspace where a share shall be: a file
+// or a link there would keep the sandbox from starting, and the content of a
+// folder would be hidden. Nothing runs, so nothing changes meanwhile.
+func makeWay(workspace string, rels []string) error {
+	if len(rels) == 0 {
+		return nil
+	}
+	root, err := os.OpenRoot(workspace)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer root.Close()
-	var moved []string
-	for _, s := range shares {
-		rel, below := strings.CutPrefix(s.Path, workspacePath+"/")
-		if !below {
-			continue
-		}
+	for _, rel := range rels {
 		for at := range prefixes(rel) {
 			free, err := passable(root, at, at == rel)
 			if err == nil && !free {
-				var to string
-				if to, err = setAside(root, at); err == nil {
-					moved = append(moved, to)
-				}
+				err = setAside(root, at)
 			}
 			if errors.Is(err, fs.ErrNotExist) {
 				break // the runtime makes the rest
 			}
 			if err != nil {
-				return moved, fmt.Errorf("make way for share %s: %w", s.Path, err)
+				return fmt.Errorf("make way for a share at %s: %w", rel, err)
 			}
 		}
 	}
-	return moved, nil
+	return nil
 }
 
 // prefixes yields a, a/b and a/b/c of a/b/c.
@@ -192,16 +197,16 @@ func passable(root *os.Root, at string, last bool) (bool, error) {
 	return false, err
 }
 
-func setAside(root *os.Root, at string) (string, error) {
+func setAside(root *os.Root, at string) error {
 	for n := 1; n <= maxAside; n++ {
 		to := fmt.Sprintf("%s.aside-%d", at, n)
 		if _, err := root.Lstat(to); errors.Is(err, fs.ErrNotExist) {
-			return to, root.Rename(at, to)
+			return root.Rename(at, to)
 		} else if err != nil {
-			return "", err
+			return err
 		}
 	}
-	return "", fmt.Errorf("%s has been set aside %d times", at, maxAside)
+	return fmt.Errorf("%s has been set aside %d times", at, maxAside)
 }
 
 // mountedShare is a share as the runtime sees it.

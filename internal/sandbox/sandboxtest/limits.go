@@ -2,13 +2,14 @@ package sandboxtest
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/berth-dev/berth/internal/sandbox"
 )
 
 // limitCases: what a sandbox may not use, and how it ends when it tries.
 var limitCases = []testCase{
-	{claim: "a sandbox over its memory ends and says why", needs: withLimits, run: func(h *host) {
+	{claim: "a sandbox over its memory ends and says why", needs: withOwnKernel, run: func(h *host) {
 		s := h.spec()
 		s.Limits.MemoryBytes = 256 << 20
 		box := h.create(s)
@@ -26,7 +27,17 @@ var limitCases = []testCase{
 		}
 		h.says(h.guest(h.create(s)), "echo again", "again")
 	}},
-	{claim: "memory inside is the limit, not the host's", needs: withLimits, run: func(h *host) {
+	{claim: "a command over the memory ends and its sandbox goes on", needs: withHostKernel, run: func(h *host) {
+		s := h.spec()
+		s.Limits.MemoryBytes = 256 << 20
+		g := h.guest(h.create(s))
+		got := h.call(g, bash("c1", "python3 -c 'b = bytearray(1 << 30); b[::4096] = b\"x\" * (1 << 18)'; echo status $?"))
+		if !strings.Contains(got, "status 137") || !strings.Contains(got, "memory limit of 256MiB was reached") {
+			h.Errorf("the call: %q", got)
+		}
+		h.says(g, "echo again", "again")
+	}},
+	{claim: "memory inside is the limit, not the host's", needs: withOwnKernel, run: func(h *host) {
 		s := h.spec()
 		s.Limits.MemoryBytes = 300 << 20
 		h.says(h.guest(h.create(s)), "grep MemTotal /proc/meminfo | tr -dc 0-9", "307200")

@@ -103,6 +103,11 @@ var shareCases = []testCase{
 		}
 	}},
 	{claim: "what stands where a share shall be is kept beside it", needs: withShares, run: func(h *host) {
+		limits := []int64{0}
+		if h.Features().Disk {
+			limits = append(limits, smallDisk)
+		}
+		n := 0
 		for before, still := range map[string]string{
 			"mkdir skills && echo mine > skills/f":          "cat skills.aside-1/f",
 			"echo mine > skills":                            "cat skills.aside-1",
@@ -111,6 +116,8 @@ var shareCases = []testCase{
 			"touch skills.aside-1 && ln -s /nowhere skills": "test -L skills.aside-2 && echo mine",
 		} {
 			s := h.spec()
+			s.Limits.DiskBytes = limits[n%len(limits)]
+			n++
 			box := h.create(s)
 			h.says(h.guest(box), "cd /workspace && "+before, "")
 			h.destroy(box, sandbox.KeepFiles)

@@ -21,7 +21,7 @@ import (
 // Features is not asked of it; of a full Linux it needs bash and python3. The
 // suite leaves nothing behind.
 func Run(t *testing.T, open func(t *testing.T) sandbox.Backend) {
-	for _, group := range [][]testCase{lifeCases, guestCases, linuxCases, shareCases, limitCases} {
+	for _, group := range [][]testCase{lifeCases, guestCases, linuxCases, shareCases, limitCases, diskCases} {
 		for _, c := range group {
 			t.Run(c.claim, func(t *testing.T) {
 				h := &host{T: t, open: open}
@@ -42,8 +42,16 @@ type testCase struct {
 	run   func(h *host)
 }
 
-func onLinux(f sandbox.Features) bool      { return f.Linux }
-func withLimits(f sandbox.Features) bool   { return f.Linux && f.Limits }
+func onLinux(f sandbox.Features) bool    { return f.Linux }
+func withLimits(f sandbox.Features) bool { return f.Linux && f.Limits }
+func withOwnKernel(f sandbox.Features) bool {
+	return withLimits(f) && f.Isolation != sandbox.Namespaces
+}
+
+func withHostKernel(f sandbox.Features) bool {
+	return withLimits(f) && f.Isolation == sandbox.Namespaces
+}
+func withDisk(f sandbox.Features) bool     { return f.Linux && f.Disk }
 func withTerminal(f sandbox.Features) bool { return f.Terminal }
 
 // patience bounds every single step of the suite.
