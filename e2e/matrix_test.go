@@ -225,6 +225,7 @@ var honest = regexp.MustCompile(`not known how far|was not run|stopped before it
 func (h *house) judge(s string) judgement {
 	h.t.Helper()
 	var j judgement
+	shown := false // the last call showed what the others left
 	commands, results := map[string]string{}, map[string]int{} // by call
 	asked, unwritten := map[string]platformEvent{}, map[string]bool{}
 	strange := map[string][]string{} // by the file that the call was about
@@ -240,7 +241,7 @@ func (h *house) judge(s string) judgement {
 			for _, c := range e.Content {
 				text += c.Text
 			}
-			j.last = text
+			j.last, shown = text, !e.IsError
 			if !e.IsError {
 				continue
 			}
@@ -267,6 +268,9 @@ func (h *house) judge(s string) judgement {
 		if n != 1 {
 			h.t.Errorf("call %s has %d results", id, n)
 		}
+	}
+	if !shown {
+		return j
 	}
 	lines := map[string]int{}
 	for line := range strings.Lines(j.last) {
