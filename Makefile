@@ -40,8 +40,8 @@ verify: ## Everything that CI checks
 demo: build ## A session at work against the local platform: no account needed
 	./berth demo
 
-bench: ## Figures against the official SDK's worker, as ratios
-	go test ./bench -run '^$$' -bench . -benchtime 1x -timeout 30m
+bench: ## Figures against the official SDK's worker, written to docs/benchmarks.md
+	go test ./bench -run '^$$' -bench . -benchtime 1x -timeout 60m -write ../docs/benchmarks.md
 
 conformance: ## Hold Berth and the official workers to the contract; writes docs/conformance.md
 	go test ./conformance -run TestWorkersKeepTheContract -count=1 -timeout 60m -v -args -subjects berth,go,npm -slow -seeds 8 -write

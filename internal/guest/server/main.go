@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -82,7 +83,13 @@ func mend(workdir string) {
 	_ = os.Chmod(workdir, info.Mode().Perm()|owner) // when it fails, the tools say what is wrong
 }
 
+// oneAtATime keeps this process from waking threads of its own: it passes on
+// what others do, and inside gVisor the hand-over from one thread to another is
+// what costs. Commands are processes of their own and use all cores.
+func oneAtATime() { runtime.GOMAXPROCS(1) }
+
 func run(cfg Config) int {
+	oneAtATime()
 	in, errIn := stdio(0)
 	out, errOut := stdio(1)
 	if err := errors.Join(errIn, errOut); err != nil {
@@ -137,6 +144,7 @@ func WorkerMain(args []string) int {
 	// process and its streams. Where that is not possible they can only fool
 	// themselves.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	oneAtATime()
 	unix.Umask(0o022)
 	in, errIn := stdio(0)
 	out, errOut := stdio(1)

@@ -10,8 +10,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/sandbox"
@@ -35,6 +38,7 @@ type Backend struct {
 	closing   chan struct{} // closed by Close
 	watchers  sync.WaitGroup
 	preparing chan struct{} // holds a token while nobody prepares
+	starts    *semaphore.Weighted
 
 	mu       sync.Mutex
 	slots    map[string]*slot
@@ -47,6 +51,10 @@ var (
 	_ sandbox.Doctor       = (*Backend)(nil)
 	_ sandbox.ImageChecker = (*Backend)(nil)
 )
+
+// startsPerCore bounds the sandboxes that start at the same time: half of a start
+// is computing.
+const startsPerCore = 2
 
 // prepared is what all sandboxes share.
 type prepared struct {
@@ -96,6 +104,7 @@ func New(cfg Config) (*Backend, error) {
 		log:       cfg.Logger,
 		closing:   make(chan struct{}),
 		preparing: make(chan struct{}, 1),
+		starts:    semaphore.NewWeighted(startsPerCore * int64(goruntime.NumCPU())),
 		slots:     map[string]*slot{},
 	}
 	b.preparing <- struct{}{}

@@ -34,6 +34,12 @@ func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbo
 		return nil, err
 	}
 	defer img.release()
+	// Nor is waiting for one's turn part of the start: many at once would all
+	// take too long.
+	if err := b.starts.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("wait to start sandbox %s: %w", spec.ID, context.Cause(ctx))
+	}
+	defer b.starts.Release(1)
 	s, err := b.enter(ctx, spec.ID)
 	if err != nil {
 		return nil, err
