@@ -233,7 +233,7 @@ steps:
         expect: {text: '(?s)\Amine\n[0-9a-f-]{36}\n[0-9]\n*\z', error: false}
   - message: Done.
 `)
-	h.env = []string{"BERTH_CONFIG=" + h.file("berth.yaml", "sessions: {capacity: 20}\nsandbox: {limits: {memory: 256MiB}}\n")}
+	h.env = []string{"BERTH_CONFIG=" + h.file("berth.yaml", "sessions: {capacity: 20, release_after: 5m}\nsandbox: {limits: {memory: 256MiB}}\n")}
 	h.start()
 	sessions := make([]string, n)
 	for i := range sessions {

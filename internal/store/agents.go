@@ -52,7 +52,7 @@ func scanAgent(row scanner) (session.AgentSettings, error) {
 }
 
 // putAgent replaces the row if it has the revision before.
-func putAgent(ctx context.Context, tx *sql.Tx, a *session.AgentSettings) error {
+func putAgent(ctx context.Context, tx *txn, a *session.AgentSettings) error {
 	var stored int64
 	err := tx.QueryRowContext(ctx, `SELECT revision FROM agents WHERE id = ?`, a.Agent).Scan(&stored)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {

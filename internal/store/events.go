@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"time"
 
 	"github.com/berth-dev/berth/internal/event"
@@ -44,7 +43,7 @@ type Webhook struct {
 // AddWebhook stores a delivery once. It reports false when the id is known
 // already: a repeated delivery.
 func (s *Store) AddWebhook(ctx context.Context, w Webhook) (fresh bool, err error) {
-	err = s.tx(ctx, func(tx *sql.Tx) error {
+	err = s.tx(ctx, func(tx *txn) error {
 		res, err := tx.ExecContext(ctx, `INSERT INTO webhooks (id, type, session, received_at, body) VALUES (?, ?, ?, ?, ?)
 			ON CONFLICT (id) DO NOTHING`, w.ID, w.Type, w.Session, nanos(w.ReceivedAt), w.Body)
 		if err != nil {
@@ -59,7 +58,7 @@ func (s *Store) AddWebhook(ctx context.Context, w Webhook) (fresh bool, err erro
 
 // PruneWebhooks removes deliveries received before the given time.
 func (s *Store) PruneWebhooks(ctx context.Context, before time.Time) error {
-	return s.tx(ctx, func(tx *sql.Tx) error {
+	return s.tx(ctx, func(tx *txn) error {
 		_, err := tx.ExecContext(ctx, `DELETE FROM webhooks WHERE received_at < ?`, nanos(before))
 		return err
 	})

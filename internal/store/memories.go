@@ -2,14 +2,13 @@ package store
 
 import (
 	"context"
-	"database/sql"
 
 	"github.com/berth-dev/berth/internal/memory"
 	"github.com/berth-dev/berth/internal/session"
 )
 
 // putMemories stores what changed about one memory store.
-func putMemories(ctx context.Context, tx *sql.Tx, c *session.MemoryChange) error {
+func putMemories(ctx context.Context, tx *txn, c *session.MemoryChange) error {
 	put := func(path string, k memory.Known, keep bool) error {
 		if !keep {
 			_, err := tx.ExecContext(ctx, `DELETE FROM memories WHERE session = ? AND store = ? AND path = ?`, c.Session, c.Store, path)

@@ -19,7 +19,7 @@ var _ session.Records = (*Store)(nil)
 
 // Commit stores a change and its events in one transaction.
 func (s *Store) Commit(ctx context.Context, c session.Change) error {
-	return s.tx(ctx, func(tx *sql.Tx) error {
+	return s.tx(ctx, func(tx *txn) error {
 		if c.NewSession != nil {
 			if err := putSession(ctx, tx, c.NewSession, false); err != nil {
 				return fmt.Errorf("add session %s: %w", c.NewSession.ID, err)
@@ -64,7 +64,7 @@ func (s *Store) Commit(ctx context.Context, c session.Change) error {
 	})
 }
 
-func putSession(ctx context.Context, tx *sql.Tx, r *session.Record, replace bool) error {
+func putSession(ctx context.Context, tx *txn, r *session.Record, replace bool) error {
 	memo, err := json.Marshal(r.Memo)
 	if err != nil {
 		return err
@@ -101,7 +101,7 @@ func putSession(ctx context.Context, tx *sql.Tx, r *session.Record, replace bool
 	return err
 }
 
-func putWork(ctx context.Context, tx *sql.Tx, w *session.Work) error {
+func putWork(ctx context.Context, tx *txn, w *session.Work) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO work (id, session, environment, state, secret, token, ttl, beat_at, claimed_at, ended_at, why)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET session = excluded.session, environment = excluded.environment, state = excluded.state,
@@ -111,7 +111,7 @@ func putWork(ctx context.Context, tx *sql.Tx, w *session.Work) error {
 	return err
 }
 
-func putCall(ctx context.Context, tx *sql.Tx, sessionID string, c *session.Call) error {
+func putCall(ctx context.Context, tx *txn, sessionID string, c *session.Call) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO calls (session, id, seq, thread, name, custom, input, permission, processed_at, state,
 			seen_at, started_at, finished_at, done_at, instance, content, is_error, reason)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -132,7 +132,7 @@ func orNull(b []byte) any {
 	return b
 }
 
-func addEvent(ctx context.Context, tx *sql.Tx, e *event.Event) error {
+func addEvent(ctx context.Context, tx *txn, e *event.Event) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO events (at, session, type, source, data) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (session, source) WHERE source <> '' DO NOTHING`,
 		nanos(e.At), e.Session, string(e.Type), e.Source, []byte(e.Data))

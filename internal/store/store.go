@@ -24,7 +24,6 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"github.com/berth-dev/berth/internal/fault"
-	"github.com/berth-dev/berth/internal/session"
 )
 
 //go:embed migrations/*.sql
@@ -32,11 +31,10 @@ var migrations embed.FS
 
 // Store is an open database. Safe for concurrent use.
 type Store struct {
-	write *sql.DB // one connection: SQLite has one writer
-	read  *sql.DB
-	epoch int64
-	lock  *os.File
-	path  string
+	writer *writer
+	read   *sql.DB
+	lock   *os.File
+	path   string
 }
 
 // fileName is the name of the database in its directory.
@@ -122,8 +120,8 @@ func open(ctx context.Context, path string) (*Store, error) {
 		write.Close()
 		return nil, err
 	}
-	s.write, s.read = write, read
-	err = write.QueryRowContext(ctx, `UPDATE fence SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch`).Scan(&s.epoch)
+	s.writer, s.read = &writer{db: write, turn: make(chan struct{}, 1)}, read
+	err = write.QueryRowContext(ctx, `UPDATE fence SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch`).Scan(&s.writer.epoch)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("take over the database: %w", s.named(err)), write.Close(), read.Close())
 	}
@@ -158,11 +156,11 @@ func migrate(ctx context.Context, db *sql.DB) error {
 }
 
 // Epoch is the number of times that the database was taken over.
-func (s *Store) Epoch() int64 { return s.epoch }
+func (s *Store) Epoch() int64 { return s.writer.epoch }
 
 // Ping reports whether the database can be read and written.
 func (s *Store) Ping(ctx context.Context) error {
-	return s.tx(ctx, func(tx *sql.Tx) error {
+	return s.tx(ctx, func(tx *txn) error {
 		_, err := tx.ExecContext(ctx, `UPDATE fence SET epoch = epoch WHERE id = 1`)
 		return err
 	})
@@ -170,32 +168,16 @@ func (s *Store) Ping(ctx context.Context) error {
 
 // Close closes the database and gives up the directory.
 func (s *Store) Close() error {
-	err := errors.Join(s.read.Close(), s.write.Close())
+	err := errors.Join(s.read.Close(), s.writer.close())
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}
 	return err
 }
 
-// tx runs fn in one fenced transaction.
-func (s *Store) tx(ctx context.Context, fn func(*sql.Tx) error) (err error) {
-	defer func() { err = s.named(err) }()
-	tx, err := s.write.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("begin: %w", err)
-	}
-	defer tx.Rollback() // no effect after Commit
-	var epoch int64
-	if err := tx.QueryRowContext(ctx, `SELECT epoch FROM fence WHERE id = 1`).Scan(&epoch); err != nil {
-		return fmt.Errorf("check the fence: %w", err)
-	}
-	if epoch != s.epoch {
-		return session.ErrFenced
-	}
-	if err := fn(tx); err != nil {
-		return err
-	}
-	return tx.Commit()
+// tx runs fn in a fenced transaction, perhaps together with others.
+func (s *Store) tx(ctx context.Context, fn func(*txn) error) error {
+	return s.named(s.writer.run(ctx, fn))
 }
 
 // nanos is the stored form of a time.

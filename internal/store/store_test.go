@@ -186,12 +186,10 @@ func TestChangeIsStoredWholeOrNotAtAll(t *testing.T) {
 func TestFullDiskIsAnErrorAndNotTheEnd(t *testing.T) {
 	s := openStore(t, t.TempDir())
 	var pages int
-	if err := s.write.QueryRow(`PRAGMA page_count`).Scan(&pages); err != nil {
+	if err := s.read.QueryRow(`PRAGMA page_count`).Scan(&pages); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.write.Exec(fmt.Sprintf(`PRAGMA max_page_count = %d`, pages+2)); err != nil {
-		t.Fatal(err)
-	}
+	raw(t, s, fmt.Sprintf(`PRAGMA max_page_count = %d`, pages+2))
 	rec, call := storetest.Record("sesn_1"), storetest.Call("c1", 1, session.Finished)
 	call.Content = make([]byte, 1<<20)
 	change := session.Change{At: at, Session: &rec, CallsOf: rec.ID, Calls: []*session.Call{&call}}
@@ -201,9 +199,7 @@ func TestFullDiskIsAnErrorAndNotTheEnd(t *testing.T) {
 	if err := s.Ping(t.Context()); err != nil {
 		t.Errorf("Ping = %v", err)
 	}
-	if _, err := s.write.Exec(`PRAGMA max_page_count = 1000000`); err != nil {
-		t.Fatal(err)
-	}
+	raw(t, s, `PRAGMA max_page_count = 1000000`)
 	if err := s.Commit(t.Context(), change); err != nil {
 		t.Errorf("Commit with room again = %v", err)
 	}

@@ -244,20 +244,17 @@ func TestDamageInTheMiddleOfTheLogIsNotTakenForItsEnd(t *testing.T) {
 
 func TestReadOnlyDiskIsNamedAndPasses(t *testing.T) {
 	s := openStore(t, t.TempDir())
-	if _, err := s.write.Exec(`PRAGMA query_only = ON`); err != nil {
-		t.Fatal(err)
-	}
+	raw(t, s, `PRAGMA query_only = ON`)
 	rec := storetest.Record("sesn_1")
 	err := s.Commit(t.Context(), session.Change{At: at, Session: &rec})
 	if fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("Commit = %v, want that the disk is read-only", err)
 	}
+	raw(t, s, `PRAGMA query_only = ON`) // the connection may be another one now
 	if err := s.Ping(t.Context()); err == nil {
 		t.Error("Ping says that all is well")
 	}
-	if _, err := s.write.Exec(`PRAGMA query_only = OFF`); err != nil {
-		t.Fatal(err)
-	}
+	raw(t, s, `PRAGMA query_only = OFF`)
 	if err := s.Commit(t.Context(), session.Change{At: at, Session: &rec}); err != nil {
 		t.Errorf("Commit once it can be written = %v", err)
 	}
@@ -266,9 +263,7 @@ func TestReadOnlyDiskIsNamedAndPasses(t *testing.T) {
 func TestDatabaseHeldByAnotherProgramIsNamedAndPasses(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir)
-	if _, err := s.write.Exec(`PRAGMA busy_timeout = 50`); err != nil {
-		t.Fatal(err)
-	}
+	raw(t, s, `PRAGMA busy_timeout = 50`)
 	other, err := connect(filepath.Join(dir, fileName), "immediate", 1)
 	if err != nil {
 		t.Fatal(err)
