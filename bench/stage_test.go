@@ -222,13 +222,13 @@ func serveWorker() int {
 }
 
 // await polls until a claim is true.
-func (s *stage) await(claim string, true func() bool) {
+func (s *stage) await(claim string, done func() bool) {
 	s.b.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	late := time.NewTimer(patience)
 	defer late.Stop()
-	for !true() {
+	for !done() {
 		select {
 		case <-tick.C:
 		case <-late.C:

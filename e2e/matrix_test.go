@@ -225,7 +225,7 @@ var honest = regexp.MustCompile(`not known how far|was not run|stopped before it
 func (h *house) judge(s string) judgement {
 	h.t.Helper()
 	var j judgement
-	shown := false // the last call showed what the others left
+	shown := false                                             // the last call showed what the others left
 	commands, results := map[string]string{}, map[string]int{} // by call
 	asked, unwritten := map[string]platformEvent{}, map[string]bool{}
 	strange := map[string][]string{} // by the file that the call was about

@@ -41,6 +41,7 @@ type actor struct {
 	info      Info
 	watch     sync.WaitGroup // the goroutines that wait for a sandbox's end
 	next      []*claim       // that arrived and wait for their run
+	later     later          // what need not be done at once
 
 	// Of the run under way:
 	claim    *claim // nil between runs
@@ -172,8 +173,13 @@ func (a *actor) tell(ctx context.Context, m message) bool {
 // step advances the machine, stores what changed and does what follows. When
 // the change cannot be stored nothing is done: see commit.
 func (a *actor) step(ctx context.Context, in Input) {
-	out := a.state.Step(a.keeper.now(), in)
-	if !a.commit(ctx, out) {
+	now := a.keeper.now()
+	out := a.state.Step(now, in)
+	if a.claim != nil && a.later.keep(now, out) {
+		if out.Waiting != nil {
+			a.keeper.waits(a.id, *out.Waiting)
+		}
+	} else if !a.commit(ctx, out) {
 		return
 	}
 	for _, e := range out.Effects {
@@ -204,9 +210,8 @@ func (a *actor) do(ctx context.Context, e Effect) {
 			a.crew.Go(func() { stopCall(ctx, sb, e.ID) }) // of an earlier process
 		}
 	case Forget:
-		if sb := a.sandbox; sb != nil {
-			a.crew.Go(func() { forget(ctx, sb, e.IDs) })
-		}
+		a.later.forget(a.keeper.now(), e.IDs)
+		a.catchUp(ctx, a.claim == nil)
 	case Post:
 		c := a.state.Calls[e.ID]
 		answer := Answer{Call: c.ID, Custom: c.Custom, Content: c.Content, IsError: c.IsError}

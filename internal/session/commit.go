@@ -21,7 +21,8 @@ var ErrFenced = errors.New("another process has taken over this data directory")
 // process leaves, and then nothing more is done.
 func (a *actor) commit(ctx context.Context, out Outcome) bool {
 	now := a.keeper.now()
-	if len(out.Changed) == 0 && len(out.Fresh) == 0 && !out.Memo && out.Waiting == nil && len(out.Effects) == 0 {
+	out = a.later.with(out)
+	if out.empty() {
 		return true
 	}
 	change := Change{At: now, CallsOf: a.id, Calls: out.Changed}

@@ -121,7 +121,7 @@ func TestKilledAtEveryChange(t *testing.T) {
 		changes = h.records.Stored()
 	})
 	t.Logf("the scenario makes %d changes", changes)
-	if changes < 30 {
+	if changes < 20 {
 		t.Fatalf("the scenario makes only %d changes", changes)
 	}
 	for n := 1; n <= changes; n++ {

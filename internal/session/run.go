@@ -66,9 +66,11 @@ func (a *actor) run(ctx context.Context, cl *claim) {
 		a.crew.Go(func() { memories.follow(runCtx) })
 	}
 	a.loop(ctx)
+	a.catchUp(ctx, true)
 
 	cancel(errLeaseOver)
 	a.drain(ctx)
+	a.catchUp(ctx, true)
 	a.keepMemories(ctx)
 	if ctx.Err() != nil {
 		cl.lease.release(errLeaving) // the successor goes on with the stored token
@@ -82,7 +84,7 @@ func (a *actor) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for a.ending == nil && ctx.Err() == nil {
-		if at := earlier(a.state.wakeAt(), a.outlivesAt()); !at.IsZero() {
+		if at := earlier(earlier(a.state.wakeAt(), a.outlivesAt()), a.later.due()); !at.IsZero() {
 			timer.Reset(max(at.Sub(a.keeper.now()), 0))
 		} else {
 			timer.Stop()
@@ -98,6 +100,7 @@ func (a *actor) loop(ctx context.Context) {
 		case req := <-a.opens:
 			a.open(ctx, req)
 		case <-timer.C:
+			a.catchUp(ctx, false)
 			a.step(ctx, Tick{})
 		}
 		a.replaceOld(ctx)

@@ -204,7 +204,7 @@ func (w *writer) prepare(query string) (*sql.Stmt, error) {
 }
 
 func (w *writer) exec(query string, args ...any) (sql.Result, error) {
-	s, err := w.prepare(query)
+	s, err := w.prepare(query) //nolint:sqlclosecheck // it is kept for the next time
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +213,7 @@ func (w *writer) exec(query string, args ...any) (sql.Result, error) {
 
 // row is the one row of a query, or why there is none.
 func (w *writer) row(query string, args ...any) scanner {
-	s, err := w.prepare(query)
+	s, err := w.prepare(query) //nolint:sqlclosecheck // it is kept for the next time
 	if err != nil {
 		return noRow{err}
 	}

@@ -61,8 +61,10 @@ func TestChangesThatWaitAreCarriedOutTogetherAndFailAlone(t *testing.T) {
 			calls = append(calls, &c)
 		}
 		all.Go(func() {
-			errs[i] = s.Commit(t.Context(), session.Change{At: at, Session: &rec, CallsOf: rec.ID, Calls: calls,
-				Events: []event.Event{event.New(at, rec.ID, event.Warning, nil)}})
+			errs[i] = s.Commit(t.Context(), session.Change{
+				At: at, Session: &rec, CallsOf: rec.ID, Calls: calls,
+				Events: []event.Event{event.New(at, rec.ID, event.Warning, nil)},
+			})
 		})
 	}
 	queued(t, s, n)
@@ -128,8 +130,10 @@ func BenchmarkCommit(b *testing.B) {
 	for b.Loop() {
 		n++
 		call := storetest.Call(fmt.Sprint("c", n), n, session.Started)
-		if err := s.Commit(b.Context(), session.Change{At: at, Session: &rec, CallsOf: rec.ID, Calls: []*session.Call{&call},
-			Events: []event.Event{event.New(at, rec.ID, event.CallStarted, map[string]string{"call": call.ID})}}); err != nil {
+		if err := s.Commit(b.Context(), session.Change{
+			At: at, Session: &rec, CallsOf: rec.ID, Calls: []*session.Call{&call},
+			Events: []event.Event{event.New(at, rec.ID, event.CallStarted, map[string]string{"call": call.ID})},
+		}); err != nil {
 			b.Fatal(err)
 		}
 	}
