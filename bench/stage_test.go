@@ -53,13 +53,14 @@ type stage struct {
 	dir      string // of the server
 }
 
-func newStage(b *testing.B, scenario string) *stage {
+// newStage lays a stage; settings are lines of berth.yaml besides the usual ones.
+func newStage(b *testing.B, scenario string, settings ...string) *stage {
 	b.Helper()
 	dir, err := os.MkdirTemp("", "berth-bench-") // short, for sockets
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "berth.yaml"), []byte("sessions: {capacity: 64}\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "berth.yaml"), []byte("sessions: {capacity: 64}\n"+strings.Join(settings, "")), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	sc, err := local.ParseScenario([]byte(scenario))

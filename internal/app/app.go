@@ -211,6 +211,9 @@ func (a *App) Run(ctx context.Context) error {
 	work.Go(func() { a.count(ctx) })
 	work.Go(func() { a.housekeeping(ctx) })
 	work.Go(func() { a.collectImages(ctx) })
+	if pool, ok := a.backend.(sandbox.Pool); ok {
+		work.Go(func() { pool.Fill(ctx) })
+	}
 	for _, p := range a.pollers {
 		work.Go(func() { p.Run(ctx) })
 	}

@@ -26,7 +26,7 @@ func newBackend(c config.Config, log *slog.Logger) (sandbox.Backend, error) {
 	}
 	i := c.Sandbox.Images
 	b, err := linux.New(linux.Config{
-		DataDir: dir, Runtime: c.Sandbox.Linux.Runtime, Defaults: c.Sandbox.Limits.Sandbox(), Logger: log,
+		DataDir: dir, Runtime: c.Sandbox.Linux.Runtime, Defaults: c.Sandbox.Limits.Sandbox(), Pool: c.Sandbox.Pool, Logger: log,
 		Images: linux.Images{
 			Default: c.Sandbox.Image, Platform: i.Platform, DockerConfig: i.DockerConfig, Insecure: config.Names(i.Insecure),
 			Folders: config.Names(i.Folders), Refresh: i.Refresh, Keep: i.Keep, MaxBytes: int64(i.MaxSize), PullTimeout: i.PullTimeout,

@@ -85,6 +85,7 @@ type Sandbox struct {
 	Warm         time.Duration `yaml:"warm" default:"5m" min:"0s" max:"24h" doc:"How long a sandbox's processes stay after its work item was released. Its files stay in any case."`
 	Lifetime     time.Duration `yaml:"lifetime" default:"0s" min:"0s" max:"720h" doc:"Longest life of one sandbox from its start. After that it is replaced as soon as no call runs in it; its files stay. 0s: no limit, else at least 1m."`
 	SetupTimeout time.Duration `yaml:"setup_timeout" default:"5m" min:"1s" max:"1h" doc:"Longest run of an agent's set-up command."`
+	Pool         int           `yaml:"pool" default:"0" min:"0" max:"64" doc:"Sandboxes that are kept ready, each for one session. Those have the image and the limits above; sessions with others, with skills or with memory stores start their own."`
 	Limits       Limits        `yaml:"limits" doc:"What one sandbox may use. Ceilings, not reservations."`
 	Images       Images        `yaml:"images" doc:"Where images come from, and how long they stay."`
 	Linux        Linux         `yaml:"linux" doc:"The linux backend."`

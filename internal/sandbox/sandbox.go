@@ -238,6 +238,13 @@ type Doctor interface {
 	Check(ctx context.Context) []Info
 }
 
+// Pool is an optional power of a Backend: it keeps sandboxes ready, so that the
+// next Create finds one running. Fill does so until ctx ends, and removes those
+// that nobody got, of earlier processes too; it is called once.
+type Pool interface {
+	Fill(ctx context.Context)
+}
+
 // ImageChecker is an optional power of a Backend: it says, without looking for
 // the image, whether it could make a sandbox of one with this name. The error is
 // a fault that tells what it takes.

@@ -39,6 +39,7 @@ type Backend struct {
 	watchers  sync.WaitGroup
 	preparing chan struct{} // holds a token while nobody prepares
 	starts    *semaphore.Weighted
+	pool      *pool
 
 	mu       sync.Mutex
 	slots    map[string]*slot
@@ -100,13 +101,14 @@ func New(cfg Config) (*Backend, error) {
 		sandboxes: filepath.Join(dir, "sandboxes"),
 		images:    filepath.Join(dir, "images"),
 		binaries:  filepath.Join(dir, "bin"),
-		runtime:   runtime{runs: filepath.Join(dir, "run"), sandboxes: filepath.Join(dir, "sandboxes"), ids: ids},
+		runtime:   runtime{runs: filepath.Join(dir, "run"), ids: ids},
 		log:       cfg.Logger,
 		closing:   make(chan struct{}),
 		preparing: make(chan struct{}, 1),
 		starts:    semaphore.NewWeighted(startsPerCore * int64(goruntime.NumCPU())),
 		slots:     map[string]*slot{},
 	}
+	b.pool = newPool(filepath.Join(dir, "pool"), cfg.Pool)
 	b.preparing <- struct{}{}
 	if ids.rootless {
 		b.unlimited = errors.New("cgroups need root")
@@ -118,7 +120,7 @@ func New(cfg Config) (*Backend, error) {
 	}
 	templates := filepath.Join(dir, "disks")
 	b.disks, b.undisked = openDisks(templates, ids)
-	for _, d := range []string{b.sandboxes, b.images, templates, b.binaries, b.stateOf(cfg.Runtime)} {
+	for _, d := range []string{b.sandboxes, b.pool.dir, b.images, templates, b.binaries, b.stateOf(cfg.Runtime)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make data folder: %w", err)
 		}
@@ -238,7 +240,7 @@ func (b *Backend) prepare(ctx context.Context) (*prepared, error) {
 		return nil, err
 	}
 	p = &prepared{binary: binary, root: root, binds: img.binds}
-	if err := b.sweepShared(ctx, p); err != nil {
+	if err := b.sweepShared(p); err != nil {
 		b.log.Warn("old files not removed", "err", err)
 	}
 	b.mu.Lock()
@@ -249,16 +251,14 @@ func (b *Backend) prepare(ctx context.Context) (*prepared, error) {
 }
 
 // sweepShared removes binaries and images that no sandbox uses.
-func (b *Backend) sweepShared(ctx context.Context, p *prepared) error {
+func (b *Backend) sweepShared(p *prepared) error {
 	used := map[string]bool{p.binary: true, p.root: true}
-	refs, err := b.List(ctx)
+	all, err := b.records()
 	if err != nil {
 		return err
 	}
-	for _, ref := range refs {
-		if r, err := b.folder(ref.ID).record(); err == nil {
-			used[r.Binary], used[r.Root] = true, true
-		}
+	for _, r := range all {
+		used[r.Binary], used[r.Root] = true, true
 	}
 	b.notTheHosts(used)
 	return errors.Join(sweep(b.binaries, used), sweep(b.images, used))

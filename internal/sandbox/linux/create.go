@@ -34,6 +34,11 @@ func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbo
 		return nil, err
 	}
 	defer img.release()
+	if box, err := b.fromPool(ctx, spec, img); err != nil {
+		return nil, err
+	} else if box != nil {
+		return box, nil
+	}
 	// Nor is waiting for one's turn part of the start: many at once would all
 	// take too long.
 	if err := b.starts.Acquire(ctx, 1); err != nil {
@@ -101,12 +106,8 @@ func (b *Backend) start(ctx context.Context, s *slot, spec sandbox.Spec, img cho
 	if err := b.remove(ctx, s, sandbox.KeepFiles); err != nil {
 		return nil, fmt.Errorf("clear sandbox %s: %w", spec.ID, err)
 	}
-	f := b.folder(spec.ID)
-	r := record{
-		Session: spec.Session, Image: spec.Image, Env: img.env(spec.Env),
-		Limits: withDefaults(spec.Limits, b.cfg.Defaults), Shares: spec.Shares, Binary: p.binary, Root: p.root,
-		Runtime: b.cfg.Runtime,
-	}
+	f := s.dir
+	r := b.record(spec, img, p)
 	ids := b.runtime.ids
 	kept, err := f.make(r, ids.host(0), ids.host(ids.agent))
 	defer func() {
@@ -179,7 +180,7 @@ func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *pr
 		if err := b.limits.makeParent(); err != nil {
 			return nil, err
 		}
-		l.cgroup, l.unified = b.limits.path(s.id), b.limits.unified
+		l.cgroup, l.unified = b.limits.path(f.run()), b.limits.unified
 	}
 	config, err := bundle(b.runtime.engine, l, r.Limits)
 	if err != nil {
@@ -194,14 +195,14 @@ func (b *Backend) launch(ctx context.Context, s *slot, f folder, r record, p *pr
 	if err != nil {
 		return nil, err
 	}
-	proc, err := b.runtime.kernel(s.id)
+	proc, err := b.runtime.kernel(f)
 	if err != nil {
 		return nil, err
 	}
 	if proc == nil {
 		return nil, errors.New("it ended at once")
 	}
-	box := newSandbox(b, s.id, r, proc)
+	box := newSandbox(b, f, r, proc)
 	return box, b.install(s, box)
 }
 
@@ -215,7 +216,7 @@ func (b *Backend) remove(ctx context.Context, s *slot, how sandbox.Removal) erro
 	}
 	ending, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	if err := b.runtime.kill(ending, s.id); err != nil {
+	if err := b.runtime.kill(ending, s.dir); err != nil {
 		return err
 	}
 	if box != nil {
@@ -223,12 +224,12 @@ func (b *Backend) remove(ctx context.Context, s *slot, how sandbox.Removal) erro
 			return fmt.Errorf("wait for the end of %s: %w", s.id, err)
 		}
 	}
-	f := b.folder(s.id)
+	f := s.dir
 	if err := b.forget(ending, f); err != nil {
 		return err
 	}
 	if b.limits != nil {
-		if err := b.limits.remove(ending, s.id); err != nil {
+		if err := b.limits.remove(ending, f.run()); err != nil {
 			return err
 		}
 	}

@@ -73,8 +73,10 @@ type Config struct {
 	// StartTimeout bounds Create from start to the guest's first answer;
 	// default 30 s.
 	StartTimeout time.Duration
-	Images       Images
-	Logger       *slog.Logger // default: discards
+	// Pool is how many sandboxes Fill keeps ready; at most MaxPool.
+	Pool   int
+	Images Images
+	Logger *slog.Logger // default: discards
 }
 
 // Images says how images other than the host's are had (package image). The zero

@@ -111,7 +111,7 @@ func (g gvisor) args(l launch) []string {
 	if !l.limited {
 		args = append(args, "--ignore-cgroups")
 	}
-	return append(args, "run", "--detach", "--bundle="+l.folder.path(bundleName), l.folder.id())
+	return append(args, "run", "--detach", "--bundle="+l.folder.path(bundleName), l.folder.run())
 }
 
 // forget needs no runtime: gVisor keeps three files.
@@ -155,12 +155,12 @@ func (b *Backend) forget(ctx context.Context, f folder) error {
 		kind = cmp.Or(r.Runtime, Gvisor)
 	}
 	if kind == b.cfg.Runtime {
-		return b.runtime.engine.forget(ctx, f.id())
+		return b.runtime.engine.forget(ctx, f.run())
 	}
 	if kind == Gvisor {
-		return gvisor{state: b.stateOf(Gvisor)}.forget(ctx, f.id())
+		return gvisor{state: b.stateOf(Gvisor)}.forget(ctx, f.run())
 	}
 	o := oci{kind: kind, binary: b.cfg.Binary, state: b.stateOf(kind), hidden: hybridMounts(cgroupMount)}
 	o.path, _ = findRuntime(kind, runtimeDirs()) // it may have been removed meanwhile
-	return o.forget(ctx, f.id())
+	return o.forget(ctx, f.run())
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +28,16 @@ type folder string
 func (f folder) path(name string) string { return filepath.Join(string(f), name) }
 func (f folder) id() string              { return filepath.Base(string(f)) }
 
+// run is the id under which the runtime knows the sandbox, and its cgroup: that
+// of the folder, unless it was started for nobody in particular (pool.go).
+func (f folder) run() string {
+	b, err := readBounded(f.path(runName), 64)
+	if id := strings.TrimSpace(string(b)); err == nil && idPattern.MatchString(id) {
+		return id
+	}
+	return f.id()
+}
+
 // Names inside a folder.
 const (
 	recordName    = "spec.json"
@@ -40,6 +51,7 @@ const (
 	rootName      = "root"         // where that layer is mounted over the image
 	pidName       = "pid"          // written by the runtime
 	workspaceName = "workspace"
+	runName       = "run" // see folder.run
 )
 
 // record is what spec.json holds: enough to attach without asking anyone.
@@ -86,11 +98,16 @@ func (f folder) make(r record, owner, agent int) (kept bool, err error) {
 	if err := errors.Join(f.makeShares(r.Shares, owner, agent), f.makeMounts(r.Shares, owner)); err != nil {
 		return kept, err
 	}
+	return kept, f.write(r)
+}
+
+// write writes spec.json.
+func (f folder) write(r record) error {
 	b, err := json.Marshal(r)
 	if err != nil {
-		return kept, fmt.Errorf("encode record: %w", err)
+		return fmt.Errorf("encode record: %w", err)
 	}
-	return kept, writeFile(f.path(recordName), b)
+	return writeFile(f.path(recordName), b)
 }
 
 // record reads spec.json; a folder without one is half-made.
@@ -111,6 +128,7 @@ func (f folder) record() (record, error) {
 func (f folder) clear() error {
 	for _, name := range []string{
 		bundleName, overlayName, workName, rootName, diskName, mountsName, pidName, inName, outName, logName, guestLogName,
+		runName, // last: the others are found by it
 	} {
 		if err := removeAll(f.path(name)); err != nil {
 			return fmt.Errorf("clear sandbox folder: %w", err)

@@ -39,16 +39,14 @@ func (b *Backend) openImages() (*image.Store, error) {
 }
 
 // rootsInUse counts the sandboxes of each root, running or parked.
-func (b *Backend) rootsInUse(ctx context.Context) (map[string]int, error) {
-	refs, err := b.List(ctx)
+func (b *Backend) rootsInUse(context.Context) (map[string]int, error) {
+	all, err := b.records()
 	if err != nil {
 		return nil, err
 	}
 	used := map[string]int{}
-	for _, ref := range refs {
-		if r, err := b.folder(ref.ID).record(); err == nil {
-			used[r.Root]++
-		}
+	for _, r := range all {
+		used[r.Root]++
 	}
 	return used, nil
 }

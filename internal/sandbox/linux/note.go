@@ -45,7 +45,7 @@ func (s *Sandbox) memoryKills() int {
 	if s.backend.limits == nil {
 		return 0
 	}
-	return s.backend.limits.oomKills(s.ref.ID)
+	return s.backend.limits.oomKills(s.run)
 }
 
 // notes says which limits a result is about.
@@ -57,7 +57,7 @@ func (s *Sandbox) notes(r tool.Result, killed bool) []string {
 	if !saysFull(r) {
 		return out
 	}
-	if used, limit, err := s.backend.folder(s.ref.ID).diskUse(); err == nil && nearlyFull(used, limit) {
+	if used, limit, err := s.dir.diskUse(); err == nil && nearlyFull(used, limit) {
 		out = append(out, fmt.Sprintf("[the sandbox's disk limit of %s is used up; remove files that are not needed]", size(limit)))
 	}
 	return out

@@ -142,7 +142,7 @@ func (o oci) complete(s *specs.Spec, _ layout, limits sandbox.Limits) error {
 
 func (o oci) args(l launch) []string {
 	args := []string{Launcher, l.stage.flag(), o.path, "--root=" + o.state, "--log=" + l.folder.path(logName), "--log-format=json"}
-	return append(args, "run", "--detach", "--bundle="+l.folder.path(bundleName), "--pid-file="+l.folder.path(pidName), l.folder.id())
+	return append(args, "run", "--detach", "--bundle="+l.folder.path(bundleName), "--pid-file="+l.folder.path(pidName), l.folder.run())
 }
 
 // forgetTimeout bounds the runtime's own removal.

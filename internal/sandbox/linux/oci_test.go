@@ -118,8 +118,7 @@ func TestStateFoldersOfRuntimesDiffer(t *testing.T) {
 func TestAProcessIsNotTakenForTheSandboxsByItsNames(t *testing.T) {
 	dir := t.TempDir()
 	id := "b0123456789abcdef01234567"
-	r := runtime{runs: filepath.Join(dir, "run"), sandboxes: filepath.Join(dir, "sandboxes")}
-	f := folder(filepath.Join(r.sandboxes, id))
+	f := folder(filepath.Join(dir, "sandboxes", id))
 	if _, err := f.make(record{}, os.Geteuid(), os.Geteuid()); err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +137,7 @@ func TestAProcessIsNotTakenForTheSandboxsByItsNames(t *testing.T) {
 		if err := os.Symlink(target, stdin); err != nil {
 			t.Fatal(err)
 		}
-		if got := listens(proc, id, r.fifo(id)); got != want {
+		if got := listens(proc, id, f.target().fifo); got != want {
 			t.Errorf("%s: %v", target, got)
 		}
 	}

@@ -27,7 +27,7 @@ import (
 //
 //   - gVisor's (its kernel, and a helper that opened its files) are named runsc…
 //     and carry the runtime's state folder and the sandbox's id in their
-//     arguments.
+//     arguments: that under which it was started, see folder.run.
 //   - Those of other runtimes (the guest itself, as the host sees it, and the
 //     runtime before it) have the sandbox's FIFO as standard input. It exists
 //     before the runtime starts, nobody inside can open it, and it is removed
@@ -43,8 +43,23 @@ type process struct {
 
 const kernelName = runtimeName + "-sandbox"
 
+// target is what the processes of one sandbox are known by.
+type target struct {
+	id   string      // the folder's name
+	run  string      // what the runtime knows the sandbox by
+	fifo fs.FileInfo // their standard input, nil when there is no such sandbox
+}
+
+func (f folder) target() target {
+	t := target{id: f.id(), run: f.run()}
+	if info, err := os.Lstat(f.path(inName)); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+		t.fifo = info
+	}
+	return t
+}
+
 // processes returns the processes of one sandbox; zombies are not processes.
-func (r runtime) processes(id string) ([]process, error) {
+func (r runtime) processes(t target) ([]process, error) {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
@@ -55,33 +70,22 @@ func (r runtime) processes(id string) ([]process, error) {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
 	var found []process
-	fifo := r.fifo(id)
 	for _, n := range names {
 		pid, err := strconv.Atoi(n)
 		if err != nil {
 			continue
 		}
-		if name, ok := r.owns(pid, id, fifo); ok {
+		if name, ok := r.owns(pid, t); ok {
 			found = append(found, process{pid, name})
 		}
 	}
 	return found, nil
 }
 
-// fifo is what the standard input of a sandbox's processes is, nil when there
-// is no such sandbox.
-func (r runtime) fifo(id string) fs.FileInfo {
-	info, err := os.Lstat(folder(filepath.Join(r.sandboxes, id)).path(inName))
-	if err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
-		return nil
-	}
-	return info
-}
-
 // owns reports whether a process belongs to a sandbox, and its name.
-func (r runtime) owns(pid int, id string, fifo fs.FileInfo) (string, bool) {
+func (r runtime) owns(pid int, t target) (string, bool) {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	if fifo != nil && listens(dir, id, fifo) {
+	if t.fifo != nil && listens(dir, t.id, t.fifo) {
 		return "guest", true
 	}
 	b, err := readBounded(filepath.Join(dir, "cmdline"), maxCmdline)
@@ -89,7 +93,7 @@ func (r runtime) owns(pid int, id string, fifo fs.FileInfo) (string, bool) {
 		return "", false
 	}
 	args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-	if !slices.Contains(args, "--root="+filepath.Join(r.runs, runtimeName)) || args[len(args)-1] != id {
+	if !slices.Contains(args, "--root="+filepath.Join(r.runs, runtimeName)) || args[len(args)-1] != t.run {
 		return "", false
 	}
 	return args[0], true
@@ -108,17 +112,18 @@ func listens(proc, id string, fifo fs.FileInfo) bool {
 }
 
 // kernel returns a handle on the sandbox's own process, nil when none runs.
-func (r runtime) kernel(id string) (*handle, error) {
-	found, err := r.processes(id)
+func (r runtime) kernel(f folder) (*handle, error) {
+	t := f.target()
+	found, err := r.processes(t)
 	if err != nil {
 		return nil, err
 	}
-	first := folder(filepath.Join(r.sandboxes, id)).pid()
+	first := f.pid()
 	for _, p := range found {
 		if p.name != kernelName && p.pid != first {
 			continue
 		}
-		h, err := r.open(p.pid, id)
+		h, err := r.open(p.pid, t)
 		if h != nil || err != nil {
 			return h, err
 		}
@@ -127,9 +132,10 @@ func (r runtime) kernel(id string) (*handle, error) {
 }
 
 // kill ends all processes of a sandbox and returns when they have ended.
-func (r runtime) kill(ctx context.Context, id string) error {
+func (r runtime) kill(ctx context.Context, f folder) error {
 	for {
-		found, err := r.processes(id)
+		t := f.target()
+		found, err := r.processes(t)
 		if err != nil {
 			return err
 		}
@@ -137,15 +143,15 @@ func (r runtime) kill(ctx context.Context, id string) error {
 			return nil
 		}
 		for _, p := range found {
-			if err := r.killOne(ctx, p.pid, id); err != nil {
-				return fmt.Errorf("kill %s of %s: %w", p.name, id, err)
+			if err := r.killOne(ctx, p.pid, t); err != nil {
+				return fmt.Errorf("kill %s of %s: %w", p.name, t.id, err)
 			}
 		}
 	}
 }
 
-func (r runtime) killOne(ctx context.Context, pid int, id string) error {
-	h, err := r.open(pid, id)
+func (r runtime) killOne(ctx context.Context, pid int, t target) error {
+	h, err := r.open(pid, t)
 	if h == nil || err != nil {
 		return err
 	}
@@ -160,7 +166,7 @@ func (r runtime) killOne(ctx context.Context, pid int, id string) error {
 type handle struct{ file *os.File }
 
 // open returns a handle on a process of a sandbox, nil when it is gone.
-func (r runtime) open(pid int, id string) (*handle, error) {
+func (r runtime) open(pid int, t target) (*handle, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
 		return nil, nil
@@ -169,7 +175,7 @@ func (r runtime) open(pid int, id string) (*handle, error) {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	h := &handle{os.NewFile(uintptr(fd), "pidfd")}
-	if _, ok := r.owns(pid, id, r.fifo(id)); !ok { // the number was given away in between
+	if _, ok := r.owns(pid, t); !ok { // the number was given away in between
 		_ = h.Close()
 		return nil, nil
 	}

@@ -17,10 +17,9 @@ import (
 // runtime starts sandboxes and finds what runs of them. Stopping needs none:
 // what runs is killed (process.go), what is left is removed (engine.go).
 type runtime struct {
-	engine    engine
-	runs      string // folder of the runtimes' state folders
-	sandboxes string
-	ids       identity
+	engine engine
+	runs   string // folder of the runtimes' state folders
+	ids    identity
 }
 
 // launch is one start of a sandbox.

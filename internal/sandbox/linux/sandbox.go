@@ -21,9 +21,12 @@ import (
 type Sandbox struct {
 	backend    *Backend
 	ref        sandbox.Ref
+	dir        folder
+	run        string // folder.run
 	record     record
 	proc       *handle
 	destroying atomic.Bool   // Destroy began before the end
+	given      atomic.Bool   // another value stands for it
 	over       chan struct{} // closed when exit is set
 	dialling   chan struct{} // holds a token while nobody connects
 
@@ -36,9 +39,9 @@ type Sandbox struct {
 // handshake bounds how long a running guest may take to answer.
 const handshake = 10 * time.Second
 
-func newSandbox(b *Backend, id string, r record, proc *handle) *Sandbox {
+func newSandbox(b *Backend, f folder, r record, proc *handle) *Sandbox {
 	s := &Sandbox{
-		backend: b, ref: sandbox.Ref{ID: id, Backend: Name, Session: r.Session}, record: r, proc: proc,
+		backend: b, ref: sandbox.Ref{ID: f.id(), Backend: Name, Session: r.Session}, dir: f, run: f.run(), record: r, proc: proc,
 		over: make(chan struct{}), dialling: make(chan struct{}, 1),
 	}
 	s.dialling <- struct{}{}
@@ -96,7 +99,7 @@ func (s *Sandbox) dial(ctx context.Context) (*noted, error) {
 		return nil, sandbox.ErrGone
 	}
 	s.hangUp() // an earlier connection that broke
-	to, from, err := s.backend.folder(s.ref.ID).openPipes()
+	to, from, err := s.dir.openPipes()
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +174,7 @@ func (s *Sandbox) watch() {
 	err := s.proc.wait(context.Background()) // abandon ends it
 	if err != nil {
 		_ = s.proc.Close()
-		if !s.backend.isClosing() { // abandon was not the reason
+		if !s.backend.isClosing() && !s.given.Load() { // abandon was not the reason
 			s.backend.log.Error("sandbox not watched", "sandbox", s.ref.ID, "err", err)
 		}
 		s.hangUp()
@@ -197,7 +200,7 @@ func (s *Sandbox) howEnded() sandbox.Exit {
 	if s.destroying.Load() {
 		return sandbox.Exit{Code: -1, Reason: "destroyed"}
 	}
-	if l := s.backend.limits; l != nil && l.oomKills(s.ref.ID) > 0 {
+	if l := s.backend.limits; l != nil && l.oomKills(s.run) > 0 {
 		return sandbox.Exit{Code: -1, Reason: "out of memory"}
 	}
 	// The guest never ends by itself: an end of which nothing is known was none

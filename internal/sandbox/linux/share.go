@@ -237,7 +237,7 @@ func (s *Sandbox) Shared(at string) (sandbox.SharedDir, error) {
 		if sh.Path == at && sh.Dir == "" {
 			ids := s.backend.runtime.ids
 			agent := ids.host(ids.agent)
-			return sandbox.SharedDir{Dir: s.backend.folder(s.ref.ID).shared(sh), UID: agent, GID: agent}, nil
+			return sandbox.SharedDir{Dir: s.dir.shared(sh), UID: agent, GID: agent}, nil
 		}
 	}
 	return sandbox.SharedDir{}, fmt.Errorf("share %s of sandbox %s: %w", at, s.ref.ID, sandbox.ErrUnknownShare)

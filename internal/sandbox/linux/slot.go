@@ -18,6 +18,7 @@ import (
 // and waiting for it ends with a context.
 type slot struct {
 	id   string
+	dir  folder
 	turn chan struct{}
 
 	// Under Backend.mu:
@@ -29,6 +30,11 @@ var errClosed = errors.New("the backend is closed")
 
 // enter waits for the turn of an id; leave must follow.
 func (b *Backend) enter(ctx context.Context, id string) (*slot, error) {
+	return b.enterAt(ctx, b.folder(id))
+}
+
+func (b *Backend) enterAt(ctx context.Context, dir folder) (*slot, error) {
+	id := dir.id()
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
@@ -36,7 +42,7 @@ func (b *Backend) enter(ctx context.Context, id string) (*slot, error) {
 	}
 	s := b.slots[id]
 	if s == nil {
-		s = &slot{id: id, turn: make(chan struct{}, 1)}
+		s = &slot{id: id, dir: dir, turn: make(chan struct{}, 1)}
 		s.turn <- struct{}{}
 		b.slots[id] = s
 	}
@@ -102,6 +108,7 @@ func (b *Backend) ended(box *Sandbox) {
 	if s := b.slots[box.ref.ID]; s != nil && s.running == box {
 		b.tidy(s)
 	}
+	b.pool.poke() // it may have been there
 }
 
 const trimEvery = time.Minute
@@ -117,10 +124,10 @@ func (b *Backend) trimLogs() {
 			return
 		}
 		b.mu.Lock()
-		ids := slices.Collect(maps.Keys(b.slots))
+		slots := slices.Collect(maps.Values(b.slots))
 		b.mu.Unlock()
-		for _, id := range ids {
-			b.folder(id).trimLogs()
+		for _, s := range slots {
+			s.dir.trimLogs()
 		}
 	}
 }
@@ -151,16 +158,16 @@ func (b *Backend) Attach(ctx context.Context, ref sandbox.Ref) (sandbox.Sandbox,
 // adopt takes over a sandbox that an earlier process started; nil when none
 // runs. In the slot's turn.
 func (b *Backend) adopt(s *slot) (*Sandbox, error) {
-	proc, err := b.runtime.kernel(s.id)
+	proc, err := b.runtime.kernel(s.dir)
 	if proc == nil || err != nil {
 		return nil, err
 	}
-	r, err := b.folder(s.id).record()
+	r, err := s.dir.record()
 	if err != nil {
 		_ = proc.Close()
 		return nil, err
 	}
-	box := newSandbox(b, s.id, r, proc)
+	box := newSandbox(b, s.dir, r, proc)
 	if err := b.install(s, box); err != nil {
 		return nil, err
 	}
