@@ -75,6 +75,13 @@ func (c *Client) Ping(ctx context.Context) error {
 	return err
 }
 
+// Prepare starts a shell, which the first call that wants one with this
+// environment finds ready. It returns when it is.
+func (c *Client) Prepare(ctx context.Context) error {
+	_, err := c.ask(ctx, wire.Request{Op: wire.OpPrepare}, nil)
+	return err
+}
+
 // Call implements sandbox.Guest.
 func (c *Client) Call(ctx context.Context, call tool.Call) (tool.Result, error) {
 	if len(call.Input) > wire.MaxInput {

@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/berth-dev/berth/internal/guest/wire"
 )
@@ -125,9 +126,32 @@ func (s *Server) handle(st *wire.Stream, r wire.Request) {
 		st.End(s.resize(st, r))
 	case wire.OpPing:
 		st.End(wire.Trailer{})
+	case wire.OpPrepare:
+		st.End(s.prepare())
 	default:
 		st.End(wire.Trailer{Code: wire.Invalid, Message: fmt.Sprintf("unknown operation %.40q", r.Op)})
 	}
+}
+
+// prepareTimeout bounds the start of a shell.
+const prepareTimeout = 20 * time.Second
+
+// prepare lets the worker start a shell.
+func (s *Server) prepare() wire.Trailer {
+	ctx, cancel := context.WithTimeout(context.Background(), prepareTimeout)
+	defer cancel()
+	conn, err := s.workers.conn(ctx)
+	if err == nil {
+		var asked *wire.Stream
+		if asked, err = conn.Open(ctx, wire.Request{Op: wire.OpPrepare, Env: s.environment(nil)}); err == nil {
+			asked.CloseBody()
+			_, err = asked.ReadAll(ctx, wire.MaxPayload)
+		}
+	}
+	if err != nil {
+		return wire.Trailer{Code: wire.Internal, Message: err.Error()}
+	}
+	return wire.Trailer{}
 }
 
 func (s *Server) acknowledge(st *wire.Stream) wire.Trailer {

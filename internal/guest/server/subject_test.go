@@ -73,7 +73,12 @@ func (l *logged) Write(p []byte) (int, error) {
 
 func (s *subject) attach(t *testing.T) *guest.Client {
 	t.Helper()
-	c, err := s.pipes.Attach(t.Context(), guest.Options{})
+	return s.attachWith(t, guest.Options{})
+}
+
+func (s *subject) attachWith(t *testing.T, o guest.Options) *guest.Client {
+	t.Helper()
+	c, err := s.pipes.Attach(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

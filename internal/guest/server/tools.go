@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 	"sync"
 
@@ -29,6 +30,7 @@ type toolbox struct {
 
 	mu      sync.Mutex
 	shells  map[string]*shell                        // by name
+	spare   *shell                                   // started before anybody wanted one; nil most of the time
 	cancels map[*wire.Stream]context.CancelCauseFunc // of running calls
 }
 
@@ -58,6 +60,9 @@ func (b *toolbox) serve(r io.Reader, w io.WriteCloser) error {
 	}
 	b.mu.Unlock()
 	b.wg.Wait()
+	if b.spare != nil {
+		_ = b.spare.tool.(io.Closer).Close()
+	}
 	for _, sh := range b.shells {
 		_ = sh.tool.(io.Closer).Close()
 	}
@@ -96,6 +101,8 @@ func (b *toolbox) Accept(st *wire.Stream, r wire.Request) {
 			}
 		}
 		b.wg.Go(func() { st.End(wire.Trailer{}) })
+	case wire.OpPrepare:
+		b.wg.Go(func() { st.End(b.prepare(r.Env)) })
 	default:
 		b.wg.Go(func() { st.End(wire.Trailer{Code: wire.Invalid, Message: "unknown operation"}) })
 	}
@@ -153,6 +160,7 @@ func use(ctx context.Context, t anthropic.BetaTool, input json.RawMessage) tool.
 type shell struct {
 	tool    anthropic.BetaTool
 	mark    string
+	env     map[string]string
 	settled bool // its terminal is ready; see settle
 }
 
@@ -206,11 +214,46 @@ func (b *toolbox) shell(r wire.Request) (*shell, error) {
 	if len(b.shells) >= maxShells {
 		return nil, fmt.Errorf("bash: %d shells are open, which is the limit", maxShells)
 	}
-	sh := &shell{mark: rand.Text()}
-	env := merge(r.Env, map[string]string{markName: sh.mark})
-	sh.tool = agenttoolset.BetaBashTool(&agenttoolset.AgentToolContext{Workdir: b.workdir, Env: env})
+	sh := b.spare
+	if b.spare = nil; sh != nil && !maps.Equal(sh.env, r.Env) {
+		unused := sh.tool.(io.Closer)
+		b.wg.Go(func() { _ = unused.Close() })
+		sh = nil
+	}
+	if sh == nil {
+		sh = b.newShell(r.Env)
+	}
 	b.shells[r.Shell] = sh
 	return sh, nil
+}
+
+func (b *toolbox) newShell(env map[string]string) *shell {
+	sh := &shell{mark: rand.Text(), env: env}
+	sh.tool = agenttoolset.BetaBashTool(&agenttoolset.AgentToolContext{
+		Workdir: b.workdir, Env: merge(env, map[string]string{markName: sh.mark}),
+	})
+	return sh
+}
+
+// prepare starts a shell for whoever wants the first one.
+func (b *toolbox) prepare(env map[string]string) wire.Trailer {
+	ctx, cancel := context.WithTimeout(context.Background(), prepareTimeout)
+	defer cancel()
+	sh := b.newShell(env)
+	if err := settle(ctx, sh.tool); err != nil {
+		_ = sh.tool.(io.Closer).Close()
+		return wire.Trailer{Code: wire.Internal, Message: err.Error()}
+	}
+	sh.settled = true
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.spare != nil || len(b.shells) > 0 {
+		unneeded := sh.tool.(io.Closer)
+		b.wg.Go(func() { _ = unneeded.Close() })
+		return wire.Trailer{}
+	}
+	b.spare = sh
+	return wire.Trailer{}
 }
 
 // result translates the SDK's blocks.

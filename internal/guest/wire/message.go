@@ -55,6 +55,7 @@ const (
 	OpTerminal Op = "terminal" // Size; body: keys; answer: output; trailer: Exit
 	OpResize   Op = "resize"   // Stream, Size
 	OpPing     Op = "ping"
+	OpPrepare  Op = "prepare" // answered when a shell is ready
 )
 
 // Request is the payload of an Open frame.
@@ -67,7 +68,7 @@ type Request struct {
 	Stream  uint32        `json:"stream,omitempty"`
 	Size    sandbox.Size  `json:"size,omitzero"`
 	// Env is set by the guest towards its worker only: the environment of a
-	// shell that this call may start.
+	// shell that this may start.
 	Env map[string]string `json:"env,omitempty"`
 }
 

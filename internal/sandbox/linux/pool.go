@@ -152,6 +152,13 @@ func (b *Backend) stock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if c := box.connection(); c != nil {
+		// Most sessions begin with a command. An image without a shell has nothing
+		// to gain.
+		if err := c.Prepare(ctx); err != nil {
+			b.log.Debug("no shell in a sandbox of the pool", "sandbox", spec.ID, "err", err)
+		}
+	}
 	box.hangUp() // whoever gets it connects with an environment of their own
 	if err := writeFile(s.dir.path(runName), []byte(spec.ID)); err != nil {
 		return errors.Join(err, b.remove(context.WithoutCancel(ctx), s, sandbox.Everything))
