@@ -14,8 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/sandbox"
 	"github.com/berth-dev/berth/internal/sandbox/linux/image"
@@ -38,7 +36,7 @@ type Backend struct {
 	closing   chan struct{} // closed by Close
 	watchers  sync.WaitGroup
 	preparing chan struct{} // holds a token while nobody prepares
-	starts    *semaphore.Weighted
+	starts    chan struct{} // holds a token for each start under way
 	pool      *pool
 
 	mu       sync.Mutex
@@ -56,6 +54,16 @@ var (
 // startsPerCore bounds the sandboxes that start at the same time: half of a start
 // is computing.
 const startsPerCore = 2
+
+// turn waits until one more sandbox may start; done must be called then.
+func (b *Backend) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case b.starts <- struct{}{}:
+		return func() { <-b.starts }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait to start a sandbox: %w", context.Cause(ctx))
+	}
+}
 
 // prepared is what all sandboxes share.
 type prepared struct {
@@ -105,7 +113,7 @@ func New(cfg Config) (*Backend, error) {
 		log:       cfg.Logger,
 		closing:   make(chan struct{}),
 		preparing: make(chan struct{}, 1),
-		starts:    semaphore.NewWeighted(startsPerCore * int64(goruntime.NumCPU())),
+		starts:    make(chan struct{}, startsPerCore*goruntime.NumCPU()),
 		slots:     map[string]*slot{},
 	}
 	b.pool = newPool(filepath.Join(dir, "pool"), cfg.Pool)

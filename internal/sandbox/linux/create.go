@@ -41,10 +41,11 @@ func (b *Backend) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbo
 	}
 	// Nor is waiting for one's turn part of the start: many at once would all
 	// take too long.
-	if err := b.starts.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("wait to start sandbox %s: %w", spec.ID, context.Cause(ctx))
+	done, err := b.turn(ctx)
+	if err != nil {
+		return nil, err
 	}
-	defer b.starts.Release(1)
+	defer done()
 	s, err := b.enter(ctx, spec.ID)
 	if err != nil {
 		return nil, err

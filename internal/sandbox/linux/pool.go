@@ -137,10 +137,11 @@ func (b *Backend) stock(ctx context.Context) error {
 		return err
 	}
 	defer img.release()
-	if err := b.starts.Acquire(ctx, 1); err != nil {
+	done, err := b.turn(ctx)
+	if err != nil {
 		return err
 	}
-	defer b.starts.Release(1)
+	defer done()
 	s, err := b.enterAt(ctx, folder(filepath.Join(b.pool.dir, spec.ID)))
 	if err != nil {
 		return err
@@ -251,7 +252,7 @@ func (b *Backend) discard(ctx context.Context, f folder) {
 
 // emptyPool removes all that is in the pool, which may be another process's.
 func (b *Backend) emptyPool(ctx context.Context) {
-	for b.pool.take(func(*Sandbox) bool { return true }) != nil { //nolint:revive // nobody gets it any more
+	for b.pool.take(func(*Sandbox) bool { return true }) != nil {
 	}
 	entries, err := os.ReadDir(b.pool.dir)
 	if err != nil {
