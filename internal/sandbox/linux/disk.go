@@ -256,7 +256,11 @@ func (f folder) released() (bool, error) {
 		return false, fmt.Errorf("open the sandbox's disk: %w", err)
 	}
 	defer image.Close()
-	return claim(image)
+	if free, err := claim(image); err != nil || !free {
+		return false, err
+	}
+	// The kernel lets go of the file a moment before it forgets the device.
+	return !attached(f.path(diskFile)), nil
 }
 
 // diskUse is what a disk holds on the host's. An image gives space back as files

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,6 +89,17 @@ func claim(image *os.File) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// attached reports whether a loop device still names a file.
+func attached(image string) bool {
+	names, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is right
+	for _, name := range names {
+		if b, err := readBounded(name, 8<<10); err == nil && strings.TrimSpace(string(b)) == image {
+			return true
+		}
+	}
+	return false
 }
 
 // attachLoop gives a file a loop device that goes with its last user.

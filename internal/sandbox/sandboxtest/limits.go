@@ -61,7 +61,7 @@ for n in range(100):
     try:
         pid = os.fork()
     except OSError as e:
-        print(e.strerror, n < 48)
+        print(e.strerror, n <= 48)
         break
     if pid == 0: # until the parent ends
         os.close(w)
