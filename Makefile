@@ -16,10 +16,10 @@ build: ## Build ./berth, one static file
 	CGO_ENABLED=0 go build -o berth ./cmd/berth
 
 test: ## All tests
-	go test ./...
+	go test -timeout 20m ./...
 
 test-race: ## All tests but e2e, with the race detector
-	CGO_ENABLED=1 go test -race $(PACKAGES)
+	CGO_ENABLED=1 go test -race -short $(PACKAGES)
 
 e2e: ## The real program against the local platform, kill -9 included
 	go test -count=1 -v ./e2e

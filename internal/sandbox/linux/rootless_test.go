@@ -23,6 +23,9 @@ const ordinary = 61234
 // about its sandboxes, as an ordinary user. Root starts it again as one.
 func TestOrdinaryUser(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("the suite runs as root")
+	}
 	binary := testbin.Path(t)
 	if os.Geteuid() != 0 {
 		t.Skip("the other tests run as an ordinary user already")
