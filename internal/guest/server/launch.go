@@ -3,6 +3,7 @@
 package server
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -29,9 +30,16 @@ func InProcess(workdir string) Launch {
 	}
 }
 
-// processWorker starts this program again as the agent's user.
+// processWorker starts this program again, which then becomes the agent's user by
+// itself: had it that user from the start, commands that the agent left running
+// could open its memory before it has closed that to them.
 func processWorker(cfg Config) Launch {
-	spawn := spawner{uid: cfg.UID, gid: cfg.GID, reaper: cfg.reaper}
+	spawn := spawner{uid: -1, gid: -1, reaper: cfg.reaper}
+	args := []string{"berth", "guest", "worker", "-workdir", cfg.Workdir}
+	if cfg.UID >= 0 {
+		args = append(args, fmt.Sprintf("-uid=%d", cfg.UID), fmt.Sprintf("-gid=%d", cfg.GID))
+	}
+	args = append(args, cfg.Shares.args()...)
 	return func() (Worker, error) {
 		inR, inW, err := os.Pipe()
 		if err != nil {
@@ -47,7 +55,7 @@ func processWorker(cfg Config) Launch {
 		last := &tail{limit: 4 << 10}
 		cmd := &exec.Cmd{
 			Path:  "/proc/self/exe",
-			Args:  append([]string{"berth", "guest", "worker", "-workdir", cfg.Workdir}, cfg.Shares.args()...),
+			Args:  args,
 			Dir:   cfg.Workdir,
 			Env:   list(merge(standard(cfg.Workdir, "agent"), cfg.Env)),
 			Stdin: inR, Stdout: outW, Stderr: last,

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -135,10 +136,16 @@ func run(cfg Config) int {
 func WorkerMain(args []string) int {
 	flags := flag.NewFlagSet("guest worker", flag.ContinueOnError)
 	workdir := flags.String("workdir", "/workspace", "folder that commands start in")
+	uid := flags.Int("uid", -1, "user id to change to, when this is root")
+	gid := flags.Int("gid", -1, "group id to change to, when this is root")
 	var shares Shares
 	flags.Var(&shares, "share", "folder that file tools may reach, as rw:PATH or ro:PATH; may be repeated")
 	if flags.Parse(args) != nil || flags.NArg() > 0 {
 		return exitUsage
+	}
+	if err := become(*uid, *gid); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return exitFailed
 	}
 	// The agent's commands run as the same user: keep them from reading this
 	// process and its streams. Where that is not possible they can only fool
@@ -157,4 +164,16 @@ func WorkerMain(args []string) int {
 		return exitFailed
 	}
 	return exitOK
+}
+
+// become changes the user of this process for good, and with it what it may do.
+// The kernel closes its memory to that user in the same step.
+func become(uid, gid int) error {
+	if uid < 0 {
+		return nil
+	}
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(gid, gid, gid), syscall.Setresuid(uid, uid, uid)); err != nil {
+		return fmt.Errorf("become user %d: %w", uid, err)
+	}
+	return nil
 }
