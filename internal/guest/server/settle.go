@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"regexp"
 	"strings"
 
@@ -31,14 +32,18 @@ var nothing = json.RawMessage(`{"command":":"}`)
 
 // settle makes a shell ready that was started, or started again.
 func settle(ctx context.Context, shell anthropic.BetaTool) error {
+	var res tool.Result
 	for range settleTries {
-		res := use(ctx, shell, nothing)
+		res = use(ctx, shell, nothing)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case !res.IsError && blank(res):
 			return nil
 		}
+	}
+	if res.IsError && !blank(res) { // such as no room for another process
+		return fmt.Errorf("bash: no shell can be started: %s", strings.TrimSpace(res.Content[0].Text))
 	}
 	return errUnsettled
 }

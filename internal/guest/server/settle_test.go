@@ -93,6 +93,20 @@ func TestShellWhoseTerminalIsNeverReadyIsSaidSo(t *testing.T) {
 	}
 }
 
+// hopeless is a shell that the host has no room for.
+type hopeless struct{ anthropic.BetaTool }
+
+func (hopeless) Execute(context.Context, json.RawMessage) ([]anthropic.BetaToolResultBlockParamContentUnion, error) {
+	return nil, errors.New("fork/exec /bin/bash: resource temporarily unavailable")
+}
+
+func TestShellThatCannotBeStartedSaysWhy(t *testing.T) {
+	sh := &shell{tool: hopeless{}}
+	if res := sh.run(t.Context(), json.RawMessage(`{"command":"x"}`)); !res.IsError || !strings.Contains(res.Content[0].Text, "resource temporarily unavailable") {
+		t.Errorf("it says %+v", res)
+	}
+}
+
 func TestWhichResultsStandForANewShell(t *testing.T) {
 	failed := func(text string) tool.Result { return tool.Error(text) }
 	for _, c := range []struct {
