@@ -21,7 +21,7 @@ import (
 // Features is not asked of it; of a full Linux it needs bash and python3. The
 // suite leaves nothing behind.
 func Run(t *testing.T, open func(t *testing.T) sandbox.Backend) {
-	for _, group := range [][]testCase{lifeCases, guestCases, linuxCases, shareCases, limitCases, diskCases} {
+	for _, group := range [][]testCase{lifeCases, guestCases, linuxCases, shareCases, limitCases, diskCases, attackCases} {
 		for _, c := range group {
 			t.Run(c.claim, func(t *testing.T) {
 				h := &host{T: t, open: open}
