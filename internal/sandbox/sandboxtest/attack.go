@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"strings"
 	"time"
 
@@ -138,7 +139,7 @@ open("/workspace/calm", "w").write("calm")
 		h.call(g, bash("c1", "echo here > /workspace/f"))
 		h.background(g, python(`
 import os, time
-children, end = [], time.monotonic() + 20
+children, end = [], time.monotonic() + 30
 while not os.path.exists("/workspace/enough") and time.monotonic() < end:
     try: pid = os.fork()
     except OSError:
@@ -154,12 +155,12 @@ for pid in children: os.waitpid(pid, 0)
 open("/workspace/over", "w").write("over")
 `))
 		h.sees(g, "/workspace/full")
-		if got := h.read(g, "read", "/workspace/f"); got != "here" {
+		if got := h.read(g, "read", "/workspace/f"); got != "here" && !honest(got) { // the tool process may want a thread, too
 			h.Errorf("read: %q", got)
 		}
 		c := bash("c2", "echo ran")
 		c.Shell = "another"
-		if got := h.call(g, c); !strings.Contains(got, "resource temporarily unavailable") {
+		if got := h.call(g, c); !strings.Contains(got, "resource temporarily unavailable") && !honest(got) {
 			h.Errorf("bash: %q", got)
 		}
 		if err := g.Ping(h.ctx()); err != nil {
@@ -291,7 +292,7 @@ for path in glob.glob("/proc/[0-9]*/fd/[01]"):
     try: out.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
     except OSError: pass
 frames = [bytes.fromhex(f) for f in "%s".split()]
-end, n = time.monotonic() + 4, 0
+end, n = time.monotonic() + 15, 0
 while time.monotonic() < end:
     for fd in out:
         try:
@@ -376,9 +377,9 @@ func swapped(h *host) {
 	h.background(g, python(`
 import os, shutil, time
 os.chdir("/workspace")
-end = time.monotonic() + 0.7
+end = time.monotonic() + 30
 open("flipping", "w").write("flipping")
-while time.monotonic() < end:
+while not os.path.exists("enough") and time.monotonic() < end:
     for target in "`+outside+`".split():
         try:
             os.rename("d", "hidden")
@@ -390,16 +391,17 @@ while time.monotonic() < end:
 open("flipped", "w").write("flipped")
 `))
 	h.sees(g, "/workspace/flipping")
-	done, over := 0, false
-	for i := 0; i < 1000 && !over; i++ {
+	done := 0
+	for i := 0; i < 100 || done == 0 && i < 1000; i++ {
 		if !h.file(g, fmt.Sprintf("w%d", i), tool.Write, map[string]string{"file_path": "/workspace/d/hostname", "content": "written\n"}).IsError {
 			done++
 		}
-		over = h.read(g, fmt.Sprintf("r%d", i), "/workspace/flipped") == "flipped"
 	}
-	if done == 0 || !over {
-		h.Errorf("%d writes were done, over: %v", done, over)
+	if done == 0 {
+		h.Error("no write was done")
 	}
+	h.file(g, "enough", tool.Write, map[string]string{"file_path": "/workspace/enough", "content": "x"})
+	h.sees(g, "/workspace/flipped")
 	if after := h.sh(g, "ls -lA "+outside); after != before {
 		h.Errorf("it changed:\n%s\n%s", before, after)
 	}
@@ -407,7 +409,9 @@ open("flipped", "w").write("flipped")
 
 // honest reports whether a result says that its call was cut short.
 func honest(result string) bool {
-	return strings.Contains(result, "killed") || strings.Contains(result, "could not be started") || strings.Contains(result, "exit")
+	return slices.ContainsFunc([]string{"was killed", "could not be started", "terminated", "no shell can be started", "exit code: "}, func(said string) bool {
+		return strings.Contains(result, said)
+	})
 }
 
 // recovers fails unless file tools and new shells work.
