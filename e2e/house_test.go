@@ -102,6 +102,9 @@ func (h *house) sweep() {
 	defer b.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
+	ended, end := context.WithCancel(ctx)
+	end()
+	b.Fill(ended) // empties the pool
 	refs, err := b.List(ctx)
 	if err != nil {
 		h.t.Errorf("list sandboxes: %v", err)

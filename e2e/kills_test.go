@@ -220,7 +220,7 @@ func (h *house) holds() held {
 // allRemains is what the host has of all sandboxes of this house.
 func (h *house) allRemains() []string {
 	var found []string
-	for _, pattern := range []string{filepath.Join(h.dir, "sandboxes", "*"), filepath.Join(h.dir, "run", "runsc", "*")} {
+	for _, pattern := range []string{filepath.Join(h.dir, "sandboxes", "*"), filepath.Join(h.dir, "pool", "*"), filepath.Join(h.dir, "run", "runsc", "*")} {
 		names, err := filepath.Glob(pattern)
 		if err != nil {
 			h.t.Fatal(err)

@@ -330,7 +330,7 @@ func (h *house) remains(session string) []string {
 	}
 	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // there may be no loop devices at all
 	for _, l := range loops {
-		if file, err := os.ReadFile(l); err == nil && strings.Contains(string(file), h.dir+"/") {
+		if file, err := os.ReadFile(l); err == nil && strings.Contains(string(file), h.dir+"/sandboxes/") {
 			found = append(found, "loop device of "+string(file))
 		}
 	}

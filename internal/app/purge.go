@@ -20,6 +20,11 @@ func purge(ctx context.Context, backend sandbox.Backend) error {
 	if err != nil {
 		return err
 	}
+	if pool, ok := backend.(sandbox.Pool); ok {
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		pool.Fill(ended) // only removes what is there
+	}
 	var errs []error
 	for _, ref := range refs {
 		errs = append(errs, backend.Remove(ctx, ref, sandbox.Everything))

@@ -240,7 +240,8 @@ type Doctor interface {
 
 // Pool is an optional power of a Backend: it keeps sandboxes ready, so that the
 // next Create finds one running. Fill does so until ctx ends, and removes those
-// that nobody got, of earlier processes too; it is called once.
+// that nobody got, of earlier processes too, even when ctx has ended already. It
+// runs once at a time.
 type Pool interface {
 	Fill(ctx context.Context)
 }
