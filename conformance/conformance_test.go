@@ -123,9 +123,12 @@ func chosen(t *testing.T) (all []Subject) {
 }
 
 // TestWorkersKeepTheContract plays the table. Berth must keep all of it, also what
-// goes beyond the contract. The
-// official workers are judged to see that the kit is fair: each must keep most.
+// goes beyond the contract. The official workers are judged to see that the kit is
+// fair: each must keep most.
 func TestWorkersKeepTheContract(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes minutes")
+	}
 	table, err := Table()
 	if err != nil {
 		t.Fatal(err)
