@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -94,7 +93,7 @@ func conditions(began string) string {
 	var u unix.Utsname
 	kernel := "unknown"
 	if unix.Uname(&u) == nil {
-		kernel = unix.ByteSliceToString(u.Release[:])
+		kernel, _, _ = strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
 	}
 	cpu, memory := "unknown", "unknown"
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -104,17 +103,15 @@ func conditions(began string) string {
 		memory = field(string(b), "MemTotal")
 	}
 	sdk, gvisor := "unknown", "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, d := range info.Deps {
-			if d.Path == "github.com/anthropics/anthropic-sdk-go/v2" {
-				sdk = d.Version
-			}
-		}
-	}
 	if b, err := os.ReadFile("../go.mod"); err == nil {
 		for line := range strings.Lines(string(b)) {
-			if f := strings.Fields(line); len(f) >= 2 && f[0] == "gvisor.dev/gvisor" {
+			f := strings.Fields(line)
+			switch {
+			case len(f) < 2:
+			case f[0] == "gvisor.dev/gvisor":
 				gvisor = f[1]
+			case f[0] == "github.com/anthropics/anthropic-sdk-go/v2":
+				sdk = f[1]
 			}
 		}
 	}
